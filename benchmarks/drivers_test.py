@@ -1,0 +1,250 @@
+#!/usr/bin/env python3
+"""Tests of what the benchmark programs stand on: figures, verdicts, alternation, clean-up."""
+
+import argparse
+import contextlib
+import io
+import mmap
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+import unittest
+import unittest.mock
+
+import failures
+import guest_program
+import interrupts
+import kernel_counters
+import pg_sides
+import process_end
+import report
+import sides
+import unittest_xml
+
+_OVERCOMMIT = pathlib.Path("/proc/sys/vm/nr_overcommit_hugepages")
+
+
+def _options(**values):
+    return argparse.Namespace(
+        **{"rounds": 1, "quick": False, "json": None, "load_before": 0.0, **values})
+
+
+class ReportTest(unittest.TestCase):
+
+    def test_median_and_ratio(self):
+        samples = report.Samples()
+        for off, ours in ((10, 30), (1000, 20), (20, 25)):
+            samples.add("off", {"tps": off})
+            samples.add("hostmm", {"tps": ours})
+        self.assertEqual(samples.median("off", "tps"), 20)
+        self.assertEqual(samples.ratio("tps", "hostmm", "off"), 25 / 20)
+        self.assertIsNone(samples.ratio("tps", "hostmm", "on"))
+        self.assertIsNone(samples.ratio("latency_ms", "hostmm", "off"))
+
+    def test_zero_base_has_no_ratio(self):
+        samples = report.Samples()
+        samples.add("off", {"kb": 0})
+        samples.add("hostmm", {"kb": 4})
+        self.assertIsNone(samples.ratio("kb", "hostmm", "off"))
+
+    def test_verdicts(self):
+        self.assertEqual(report.Claim("", 1.25, ">=", 1.25).verdict(), report.PASS)
+        self.assertEqual(report.Claim("", 1.24, ">=", 1.25).verdict(), report.MISSED)
+        self.assertEqual(report.Claim("", 4, "<=", 4).verdict(), report.PASS)
+        self.assertEqual(report.Claim("", 4.1, "<=", 4).verdict(), report.MISSED)
+        self.assertEqual(report.Claim("", None, "<=", 4).verdict(), report.NOT_AVAILABLE)
+
+    def _status(self, *claims):
+        samples = report.Samples()
+        samples.add("off", {"x": 1})
+        with contextlib.redirect_stdout(io.StringIO()) as shown:
+            status = report.finish("name", _options(), samples, claims)
+        return status, shown.getvalue()
+
+    def test_missed_decides_over_not_available(self):
+        good = report.Claim("good", 1, ">=", 1)
+        missed = report.Claim("missed", 0, ">=", 1)
+        absent = report.Claim("absent", None, ">=", 1, "no such side")
+        self.assertEqual(self._status(good)[0], 0)
+        self.assertEqual(self._status(good, absent)[0], report.EXIT_COULD_NOT_RUN)
+        self.assertEqual(self._status(absent, missed)[0], report.EXIT_MISSED)
+        self.assertIn("no such side", self._status(absent)[1])
+
+    def test_quick_says_so(self):
+        parser = report.arguments("", rounds=5, quick_rounds=2)
+        with unittest.mock.patch.object(sys, "argv", ["x", "--quick"]):
+            self.assertEqual(report.parse(parser).rounds, 2)
+
+
+class SidesTest(unittest.TestCase):
+
+    def test_every_side_takes_every_place(self):
+        names = ["off", "hostmm", "on"]
+        orders = [sides.rotated(names, number) for number in range(3)]
+        for place in range(3):
+            self.assertEqual({order[place] for order in orders}, set(names))
+
+    def test_missing_side_is_reported_and_left_out(self):
+
+        def require(side):
+            if side == "on":
+                raise failures.NotAvailable("no pool")
+
+        with contextlib.redirect_stderr(io.StringIO()):
+            samples = sides.alternate(
+                _options(sides="on,off,hostmm"), None, lambda side: {"x": 1}, require)
+        self.assertEqual(samples.sides(), ["off"])
+        self.assertEqual(samples.unavailable["on"], "no pool")
+        self.assertIn("not built", samples.unavailable["hostmm"])
+
+    def test_megabytes(self):
+        self.assertEqual(pg_sides.megabytes("4GB"), 4096)
+        self.assertEqual(pg_sides.megabytes("512mb"), 512)
+        self.assertEqual(pg_sides.megabytes("64"), 64)
+        for bad in ("", "GB", "4TB", "-1GB", "1.5GB"):
+            with self.assertRaises(ValueError):
+                pg_sides.megabytes(bad)
+
+
+class ProcessEndTest(unittest.TestCase):
+
+    def _sleeper(self):
+        process = subprocess.Popen(["sleep", "600"])
+        self.addCleanup(process.wait)
+        self.addCleanup(process.kill)
+        return process
+
+    def test_kills_only_the_same_process(self):
+        process = self._sleeper()
+        # The pid is right and the start time is not: a later process with a reused pid.
+        process_end.kill_rest({process.pid: "1"})
+        self.assertIsNone(process.poll())
+        process_end.kill_rest(process_end.identities([process.pid]))
+        self.assertEqual(process.wait(10), -signal.SIGKILL)
+
+    def test_end_processes_names_those_that_had_to_be_asked(self):
+        process = self._sleeper()
+        self.assertEqual(process_end.end_processes([process.pid]), [process.pid])
+        self.assertEqual(process.wait(10), -signal.SIGTERM)
+
+
+class InterruptsTest(unittest.TestCase):
+    """In a child, because the handlers stay."""
+
+    _CHILD = """
+import os, signal, sys
+import interrupts
+interrupts.raise_on_signals()
+done = []
+try:
+    with interrupts.held_back():
+        os.kill(os.getpid(), signal.SIGTERM)
+        done.append("whole")
+    done.append("too far")
+except interrupts.Interrupted as interrupt:
+    os.kill(os.getpid(), signal.SIGINT)  # An impatient second signal must not break this.
+    print(done, interrupt.exit_status)
+"""
+
+    def test_held_back_and_second_signal_ignored(self):
+        done = subprocess.run(
+            [sys.executable, "-c", self._CHILD], capture_output=True, text=True, timeout=30,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
+        self.assertEqual(done.stdout, "['whole'] 143\n", done.stderr)
+
+
+@unittest.skipUnless(os.access(_OVERCOMMIT, os.W_OK), "raising hugetlb settings needs root")
+class HugetlbPagesTest(unittest.TestCase):
+
+    def test_restored_after_failure(self):
+        old = _OVERCOMMIT.read_text()
+        with self.assertRaises(ZeroDivisionError):
+            with kernel_counters.HugetlbPages(8 << 20):
+                self.assertEqual(int(_OVERCOMMIT.read_text()), int(old) + 4)
+                raise ZeroDivisionError
+        self.assertEqual(_OVERCOMMIT.read_text(), old)
+
+    def test_restored_when_pages_cannot_be_had(self):
+        old = _OVERCOMMIT.read_text()
+        with self.assertRaises(failures.NotAvailable):
+            with kernel_counters.HugetlbPages(1 << 50):
+                pass
+        self.assertEqual(_OVERCOMMIT.read_text(), old)
+
+
+class CountersTest(unittest.TestCase):
+
+    def test_own_process(self):
+        region = mmap.mmap(-1, 64 << 20, flags=mmap.MAP_SHARED | mmap.MAP_ANONYMOUS)
+        before = kernel_counters.process_counters(os.getpid())
+        for at in range(0, len(region), mmap.PAGESIZE):
+            region[at] = 1
+        after = kernel_counters.process_counters(os.getpid())
+        # 32 blocks of 2 MiB, a 4 KiB table each, when the pages are small; none when huge.
+        self.assertLessEqual(after.vmpte_kb - before.vmpte_kb, 32 * 4 + 8)
+        self.assertGreaterEqual(after.minor_faults - before.minor_faults, 32)
+        region.close()
+
+    def test_process_that_is_gone(self):
+        process = subprocess.Popen(["true"])
+        process.wait()
+        self.assertIsNone(kernel_counters.process_counters(process.pid))
+
+    def test_descendants(self):
+        process = subprocess.Popen(["sh", "-c", "sleep 600 & echo ready; wait"],
+                                   stdout=subprocess.PIPE)
+        process.stdout.readline()
+        below = kernel_counters.descendants(process.pid)
+        self.assertEqual(len(below), 1)
+        process_end.kill_rest(process_end.identities([process.pid, *below]))
+        process.wait()
+        process.stdout.close()
+
+
+class GuestProgramTest(unittest.TestCase):
+
+    def _children(self, *words):
+        return guest_program.GuestProgram(
+            [], sides.benchmark_program("region_children"), *words, "--children=3",
+            "--bytes=8388608")
+
+    def test_all_steps(self):
+        with self._children() as guest:
+            guest.expect("started")
+            guest.go_on()
+            children = guest.expect("touched")["children"]
+            self.assertEqual(len(children), 3)
+            self.assertTrue(all(child["failed"] == 0 for child in children))
+            self.assertTrue(all(child["faults"] > 0 for child in children))
+            guest.go_on()
+            guest.finish()
+
+    def test_nothing_is_left_after_a_failure(self):
+        with self.assertRaises(ZeroDivisionError):
+            with self._children("--order=one_by_one") as guest:
+                guest.expect("started")
+                guest.go_on()
+                pids = [child["pid"] for child in guest.expect("touched")["children"]]
+                raise ZeroDivisionError
+        deadline = time.monotonic() + 10
+        while process_end.identities(pids) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        self.assertEqual(process_end.identities(pids), {})
+
+    def test_program_that_fails(self):
+        with self.assertRaisesRegex(guest_program.GuestFailed, "wants a number"):
+            with self._children("--order=x", "--bytes=many") as guest:
+                guest.expect("started")
+                guest.go_on()
+                guest.expect("touched")
+                guest.finish()
+        with guest_program.GuestProgram(["sh", "-c", "echo oops; exit 7"], "") as guest:
+            with self.assertRaisesRegex(guest_program.GuestFailed, "7.*oops"):
+                guest.expect("started")
+
+
+if __name__ == "__main__":
+    sys.exit(unittest_xml.main())

@@ -1,0 +1,115 @@
+#include "runtime/cli/help.h"
+
+#include <cstdio>
+
+#include "runtime/cli/exit_status.h"
+
+namespace hostmm {
+namespace {
+
+constexpr char kOverview[] =
+    R"(hostmm: one set of page tables for many processes that share memory
+
+  hostmm run [options] [--] COMMAND...   run a program under it
+  hostmm pager --socket PATH [options]   the pager as a service
+  hostmm doctor [--json]                 what this host can do, and the remedy for what it cannot
+  hostmm stats [--json] [--pager PATH]   what a pager manages, and what that saves
+  hostmm dump [--pager PATH]             its guests and regions, as in /proc/PID/maps
+  hostmm check [--pager PATH]            the invariants of its tables
+  hostmm help [SUBCOMMAND | status]      more about one of them, or about the exit statuses
+  hostmm --version
+)";
+
+constexpr char kRun[] =
+    R"(hostmm run [options] [--] COMMAND [ARGUMENT...]
+
+Starts a pager, runs COMMAND and all that it starts with the preload library, and ends with
+COMMAND's exit status (128 + N if signal N ended it). The pager ends with the last process that it
+serves. Signals sent to hostmm are passed on to COMMAND.
+
+  --pager SOCKET     use the pager that serves SOCKET instead of starting one
+  --frames=FRAMES    auto (default) | huge | hugetlb | base
+                       huge     2 MiB frames of a private tmpfs, needs nothing
+                       hugetlb  2 MiB frames of hugetlb: for programs that keep to 2 MiB units
+                       base     4 KiB frames, collapsed when a block is full
+  --pt-budget=SIZE   with --frames=base: page tables that a process may have for its regions
+  --only EXE[:EXE]   manage only programs of these names; the others run as without hostmm
+  --strict           refuse to start rather than run unmanaged, in native mode or on weaker frames
+  --quiet            no lines of our own on standard error
+  --dry-run          print the environment and the command, start nothing
+
+If its own pager cannot be started, hostmm says so and runs COMMAND without it (not with --strict).
+HOSTMM_RUNTIME_DIR=DIRECTORY is where the pager's socket goes, before /run, XDG_RUNTIME_DIR, /tmp.
+HOSTMM_PAGER_LOG=FILE appends what that pager says to FILE.
+)";
+
+constexpr char kPager[] =
+    R"(hostmm pager --socket PATH [options]
+
+Serves PATH in the foreground for any number of 'hostmm run --pager PATH', until SIGTERM or SIGINT.
+A socket that a dead pager has left is replaced.
+
+  --socket PATH      the unix socket
+  --mode MODE        its permission bits, octal; default 0660: owner and group
+  --frames=FRAMES    auto (default) | huge | hugetlb | base
+  --pt-budget=SIZE   with --frames=base: page tables that a process may have for its regions
+  --strict           refuse to start in native mode or on weaker frames
+)";
+
+constexpr char kDoctor[] =
+    R"(hostmm doctor [--json]
+
+Tries everything that hostmm needs, as the user that asks, and prints a line for each:
+  ok|warn|fail  thing  fact  -> command that remedies it
+Exit status: 0 the default rung works, 1 degraded (native mode or base frames), 2 cannot run.
+)";
+
+constexpr char kStats[] =
+    R"(hostmm stats [--json] [--pager SOCKET]
+
+What the pager at SOCKET ($HOSTMM_SOCKET by default) manages: guests, regions, frames by size, page
+tables, faults by cause. "Up to": what 4 KiB mappings of all that is populated would need in all
+guests, less what the guests' page tables (VmPTE) really take.
+)";
+
+constexpr char kDump[] =
+    R"(hostmm dump [--pager SOCKET]
+
+A line per guest and one per region, in the form of /proc/PID/maps:
+  guest SLOT.GENERATION pid PID uid UID regions N page-tables N kB
+  START-END rwxs OFFSET FILE:FRAMES NAME
+The fourth letter: s transparent, S MAP_SHARED_PT, D dedicated.
+)";
+
+constexpr char kCheck[] =
+    R"(hostmm check [--pager SOCKET]
+
+Walks the tables of the running pager and checks every invariant. Exit status: 0 all hold, 1 not.
+)";
+
+std::string StatusPage() {
+  std::string text =
+      "Exit statuses of hostmm. 'hostmm run' otherwise ends with the status of its command.\n\n";
+  for (const ExitStatusMeaning& row : ExitStatusMeanings()) {
+    char number[16];
+    std::snprintf(number, sizeof(number), "  %3d  ", ToInt(row.status));
+    text.append(number).append(row.meaning).append("\n");
+  }
+  return text + "  128+N  run: signal N ended the command\n";
+}
+
+}  // namespace
+
+std::optional<std::string> HelpText(std::string_view topic) {
+  if (topic.empty()) return kOverview;
+  if (topic == "run") return kRun;
+  if (topic == "pager") return kPager;
+  if (topic == "doctor") return kDoctor;
+  if (topic == "stats") return kStats;
+  if (topic == "dump") return kDump;
+  if (topic == "check") return kCheck;
+  if (topic == "status") return StatusPage();
+  return std::nullopt;
+}
+
+}  // namespace hostmm

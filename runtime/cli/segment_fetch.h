@@ -1,0 +1,37 @@
+// Asks a running pager for its segment and maps it, for the tools that only look.
+//
+// Flow:    tool  connect, kInspect (+ reply socket)  ->  pager
+//                kReply (+ segment, read-only)       <-
+// Memory:  the mapping is read-only and alive: the pager writes while we read (vmm/segment.h).
+// Errors:  kNoPager (absent, silent, or no pager at all), kNoPermission, kVersionMismatch,
+// kBadSegment.
+#ifndef HOSTMM_RUNTIME_CLI_SEGMENT_FETCH_H_
+#define HOSTMM_RUNTIME_CLI_SEGMENT_FETCH_H_
+
+#include <string>
+
+#include "runtime/cli/failure.h"
+#include "runtime/mapping.h"
+#include "runtime/unique_fd.h"
+#include "vmm/table_reader.h"
+
+namespace hostmm {
+
+// The descriptor of the segment of the pager at `socket_path`.
+OrFailure<UniqueFd> FetchSegment(const std::string& socket_path);
+
+// A mapped segment and the reader over it.
+struct OpenSegment {
+  Mapping mapping;
+  TableReader reader;
+};
+
+// FetchSegment, map, attach.
+OrFailure<OpenSegment> OpenSegmentOf(const std::string& socket_path);
+
+// Maps `segment` and attaches; `name` is for messages.
+OrFailure<OpenSegment> MapSegment(const UniqueFd& segment, const std::string& name);
+
+}  // namespace hostmm
+
+#endif  // HOSTMM_RUNTIME_CLI_SEGMENT_FETCH_H_

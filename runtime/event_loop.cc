@@ -1,0 +1,158 @@
+#include "runtime/event_loop.h"
+
+#include <poll.h>
+
+#include <cerrno>
+#include <cstring>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+
+namespace hostmm {
+namespace {
+
+// Submission entries: a burst of this many registrations goes out in one system call. Arbitrary.
+constexpr unsigned kEntries = 1024;
+
+// Tags that are no watch: generation 0.
+constexpr uint64_t kTickTag = 1;
+constexpr uint64_t kRemoveTag = 2;
+
+uint64_t TagOf(uint32_t slot, uint32_t generation) {
+  return (static_cast<uint64_t>(generation) << 32) | slot;
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<EventLoop>> EventLoop::Create() {
+  std::unique_ptr<EventLoop> loop(new EventLoop());
+  // One thread submits and waits, and completions are worked off when it asks: no interrupt of the
+  // fault road (6.1).
+  int rc = io_uring_queue_init(kEntries, &loop->ring_,
+                               IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN);
+  if (rc == -EINVAL) rc = io_uring_queue_init(kEntries, &loop->ring_, 0);
+  if (rc == 0) {
+    loop->ring_ready_ = true;
+    return loop;
+  }
+  const char* remedy = "Linux 5.13 or later";
+  if (rc == -EPERM)
+    remedy = "sysctl kernel.io_uring_disabled=0, or a seccomp profile that allows io_uring";
+  if (rc == -ENOMEM) remedy = "ulimit -l unlimited";
+  if (rc == -EMFILE) remedy = "ulimit -n 4096";
+  return absl::UnavailableError(absl::StrCat("io_uring: ", strerror(-rc), "; remedy: ", remedy));
+}
+
+EventLoop::~EventLoop() {
+  if (ring_ready_) io_uring_queue_exit(&ring_);
+}
+
+io_uring_sqe* EventLoop::NextSqe() {
+  io_uring_sqe* sqe = io_uring_get_sqe(&ring_);
+  while (sqe == nullptr) {
+    io_uring_submit(&ring_);
+    sqe = io_uring_get_sqe(&ring_);
+  }
+  return sqe;
+}
+
+void EventLoop::ArmPoll(uint32_t slot) {
+  io_uring_sqe* sqe = NextSqe();
+  io_uring_prep_poll_multishot(sqe, slots_[slot].fd, POLLIN | POLLHUP | POLLERR);
+  io_uring_sqe_set_data64(sqe, TagOf(slot, slots_[slot].generation));
+}
+
+void EventLoop::ArmTick() {
+  io_uring_sqe* sqe = NextSqe();
+  io_uring_prep_timeout(sqe, &tick_period_, 0, 0);
+  io_uring_sqe_set_data64(sqe, kTickTag);
+}
+
+EventLoop::WatchId EventLoop::Watch(int fd, Handler handler) {
+  uint32_t slot;
+  if (free_slots_.empty()) {
+    slot = static_cast<uint32_t>(slots_.size());
+    slots_.emplace_back();
+  } else {
+    slot = free_slots_.back();
+    free_slots_.pop_back();
+  }
+  slots_[slot].fd = fd;
+  slots_[slot].handler = std::make_shared<Handler>(std::move(handler));
+  ArmPoll(slot);
+  return {slot, slots_[slot].generation};
+}
+
+void EventLoop::Unwatch(WatchId* id) {
+  const WatchId watch = std::exchange(*id, WatchId{});
+  if (watch.generation == 0 || watch.slot >= slots_.size()) return;
+  Slot& slot = slots_[watch.slot];
+  if (slot.generation != watch.generation || slot.handler == nullptr) return;
+  io_uring_sqe* sqe = NextSqe();
+  io_uring_prep_poll_remove(sqe, TagOf(watch.slot, watch.generation));
+  io_uring_sqe_set_data64(sqe, kRemoveTag);
+  slot.handler.reset();
+  slot.fd = -1;
+  if (++slot.generation == 0) slot.generation = 1;
+  free_slots_.push_back(watch.slot);
+}
+
+void EventLoop::SetTick(absl::Duration period, std::function<void()> tick) {
+  const timespec value = absl::ToTimespec(period);
+  tick_period_ = {.tv_sec = value.tv_sec, .tv_nsec = value.tv_nsec};
+  tick_ = std::move(tick);
+  ArmTick();
+}
+
+void EventLoop::Dispatch(uint64_t tag) {
+  const auto slot = static_cast<uint32_t>(tag);
+  const auto generation = static_cast<uint32_t>(tag >> 32);
+  if (slot >= slots_.size() || slots_[slot].generation != generation) return;
+  const std::shared_ptr<Handler> handler = slots_[slot].handler;
+  if (handler != nullptr && (*handler)() == Progress::kMore) ready_.push_back(tag);
+}
+
+void EventLoop::OnCompletion(uint64_t tag, int result, uint32_t flags) {
+  if (tag == kRemoveTag) return;
+  if (tag == kTickTag) {
+    ArmTick();
+    tick_();
+    return;
+  }
+  const auto slot = static_cast<uint32_t>(tag);
+  const bool live =
+      slot < slots_.size() && slots_[slot].generation == static_cast<uint32_t>(tag >> 32);
+  // The kernel ends a multishot poll when its queue overflows: arm it again before looking, so that
+  // nothing is missed.
+  if (live && (flags & IORING_CQE_F_MORE) == 0 && result >= 0) ArmPoll(slot);
+  if (live) Dispatch(tag);
+}
+
+void EventLoop::ServeReady() {
+  std::vector<uint64_t> now;
+  now.swap(ready_);
+  for (const uint64_t tag : now) Dispatch(tag);
+}
+
+absl::Status EventLoop::Run() {
+  while (!stopped_) {
+    const int rc = ready_.empty() ? io_uring_submit_and_wait(&ring_, 1) : io_uring_submit(&ring_);
+    if (rc < 0 && rc != -EINTR && rc != -EAGAIN && rc != -EBUSY) {
+      return absl::InternalError(absl::StrCat("io_uring_enter: ", strerror(-rc)));
+    }
+    if (!ready_.empty()) io_uring_get_events(&ring_);
+    io_uring_cqe* cqe = nullptr;
+    // One at a time: a handler may submit, and so move the queue.
+    while (!stopped_ && io_uring_peek_cqe(&ring_, &cqe) == 0) {
+      const uint64_t tag = io_uring_cqe_get_data64(cqe);
+      const int result = cqe->res;
+      const uint32_t flags = cqe->flags;
+      io_uring_cqe_seen(&ring_, cqe);
+      OnCompletion(tag, result, flags);
+    }
+    if (!stopped_) ServeReady();
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace hostmm

@@ -1,0 +1,22 @@
+#include "runtime/guest.h"
+
+#include <utility>
+
+namespace hostmm {
+
+Guest* GuestSet::Add(std::unique_ptr<Guest> guest) {
+  Guest* added = guest.get();
+  guests_[added->id.slot] = std::move(guest);
+  return added;
+}
+
+Guest* GuestSet::Find(GuestId id) const {
+  const auto it = guests_.find(id.slot);
+  return it != guests_.end() && it->second->id == id ? it->second.get() : nullptr;
+}
+
+void GuestSet::Erase(GuestId id) {
+  if (Find(id) != nullptr) guests_.erase(id.slot);
+}
+
+}  // namespace hostmm

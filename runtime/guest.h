@@ -1,0 +1,69 @@
+// A guest as the pager's kernel side knows it: its descriptors and what it has asked for and not
+// finished. What it has mapped stands in the tables (vmm/), under the same id.
+//
+// Owner:    the pager's GuestSet. Threads: the loop thread.
+// Life:     made at kHello or, for a forked child, at its parent's kForkIntent (then `pid` is 0
+// until kChildAttach); gone
+//           when its channel closes or its pidfd says that it is dead, whichever comes first.
+#ifndef HOSTMM_RUNTIME_GUEST_H_
+#define HOSTMM_RUNTIME_GUEST_H_
+
+#include <sys/types.h>
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "absl/container/flat_hash_map.h"
+#include "runtime/event_loop.h"
+#include "runtime/unique_fd.h"
+#include "vmm/units.h"
+
+namespace hostmm {
+
+// A watched descriptor: the watch goes before the descriptor does (see EventLoop).
+struct WatchedFd {
+  UniqueFd fd;
+  EventLoop::WatchId watch;
+
+  void Close(EventLoop* loop) {
+    loop->Unwatch(&watch);
+    fd.reset();
+  }
+};
+
+struct Guest {
+  GuestId id;
+  pid_t pid = 0;
+  uid_t uid = 0;
+  std::string program;
+  WatchedFd channel;
+  WatchedFd uffd;   // none in native mode, and until it attaches
+  WatchedFd pidfd;  // none until the pid is known
+  // A file made by kCreate that kMap has not come for yet. Pinned in the tables meanwhile.
+  std::optional<MmId> created;
+  // Number of the order that it has not answered yet, or 0. One at a time.
+  uint32_t open_order = 0;
+};
+
+class GuestSet {
+ public:
+  // Takes over `guest` under its id.
+  Guest* Add(std::unique_ptr<Guest> guest);
+  // nullptr if that guest is gone.
+  Guest* Find(GuestId id) const;
+  void Erase(GuestId id);
+  size_t size() const { return guests_.size(); }
+  void ForEach(const std::function<void(Guest&)>& fn) const {
+    for (const auto& [slot, guest] : guests_) fn(*guest);
+  }
+
+ private:
+  absl::flat_hash_map<uint32_t, std::unique_ptr<Guest>> guests_;  // by slot
+};
+
+}  // namespace hostmm
+
+#endif  // HOSTMM_RUNTIME_GUEST_H_

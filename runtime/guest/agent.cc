@@ -1,0 +1,97 @@
+#include "runtime/guest/agent.h"
+
+#include <sched.h>
+#include <stdint.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+
+#include "runtime/guest/channel.h"
+#include "runtime/guest/client_state.h"
+#include "runtime/guest/guest_lock.h"
+#include "runtime/guest/placement.h"
+#include "runtime/guest/raw_syscall.h"
+#include "runtime/uapi_compat.h"
+
+namespace hostmm::guest {
+namespace {
+
+// Two pages: the deepest frame holds one Message and one 512-byte mincore vector. It lies in the
+// library's own data, beside what every process touches anyway, so that it needs no page-table page
+// of its own.
+alignas(4096) unsigned char g_stack[8192];
+
+constexpr uint64_t kPagesPerBlock = kBlock / kPage;
+
+bool AllPagesInMemory(uint64_t block) {
+  unsigned char in_memory[kPagesPerBlock];
+  if (raw::Failed(raw::Call(SYS_mincore, block, kBlock, in_memory))) return false;
+  for (unsigned char page : in_memory) {
+    if ((page & 1) == 0) return false;
+  }
+  return true;
+}
+
+void CollapseFullBlocks(const protocol::Message& order, protocol::Message* done) {
+  for (uint64_t i = 0; i < 64 && i * kBlock < order.length; ++i) {
+    const uint64_t bit = uint64_t{1} << i;
+    const uint64_t block = order.va + i * kBlock;
+    if ((order.value[0] & bit) == 0 || !AllPagesInMemory(block)) continue;
+    const long result = raw::Call(SYS_madvise, block, kBlock, MADV_COLLAPSE);
+    done->value[raw::Failed(result) ? 1 : 0] |= bit;
+  }
+}
+
+void CarryOut(const protocol::Message& order, protocol::Message* done) {
+  GuestLockHolder hold(g_client.lock);
+  const Region* region = g_client.regions.Find(order.va);
+  const bool holds_range =
+      region != nullptr && order.length <= region->va + region->bytes - order.va;
+  switch (order.op) {
+    case protocol::OrderOp::kZap:
+      // Only under the lock is it sure that the range is still what the pager thinks: on private
+      // memory of the program this advice would destroy data.
+      if (!holds_range) {
+        done->status = protocol::Status::kRefused;
+      } else if (raw::Failed(raw::Call(SYS_madvise, order.va, order.length, MADV_DONTNEED))) {
+        done->status = protocol::Status::kRefused;
+      }
+      return;
+    case protocol::OrderOp::kCollapse:
+      if (holds_range) CollapseFullBlocks(order, done);
+      return;
+    case protocol::OrderOp::kNone:
+      done->status = protocol::Status::kRefused;
+      return;
+  }
+}
+
+int AgentMain(void* argument) {
+  const int channel = static_cast<int>(reinterpret_cast<intptr_t>(argument));
+  raw::Call(SYS_prctl, PR_SET_NAME, "hostmm-agent");
+  protocol::Message order;
+  while (Receive(channel, &order, nullptr) == Io::kOk) {
+    if (order.kind != protocol::Kind::kOrder) continue;
+    protocol::Message done = NewMessage(protocol::Kind::kOrderDone);
+    done.order = order.order;
+    done.op = order.op;
+    CarryOut(order, &done);
+    raw::Call(SYS_sendto, channel, &done, sizeof(done), MSG_NOSIGNAL, nullptr, 0);
+  }
+  return 0;
+}
+
+}  // namespace
+
+AgentStart StartAgent(int channel_fd) {
+  // The new thread inherits the mask: no signal of the program may ever be handled on this stack.
+  const uint64_t mask = BlockSignals();
+  const int flags =
+      CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM;
+  const int tid = clone(AgentMain, g_stack + sizeof(g_stack), flags,
+                        reinterpret_cast<void*>(static_cast<intptr_t>(channel_fd)));
+  RestoreSignals(mask);
+  return tid > 0 ? AgentStart::kStarted : AgentStart::kRefused;
+}
+
+}  // namespace hostmm::guest

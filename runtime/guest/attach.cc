@@ -1,0 +1,231 @@
+// Connecting to the pager, making this process's userfaultfd, and doing both again in a forked
+// child.
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/userfaultfd.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+
+#include "runtime/guest/agent.h"
+#include "runtime/guest/client.h"
+#include "runtime/guest/client_state.h"
+#include "runtime/guest/raw_syscall.h"
+#include "runtime/uapi_compat.h"
+
+namespace hostmm::guest {
+
+// Constant-initialised: the hooks may be called before any constructor has run.
+constinit ClientState g_client =
+    {};  // all zero: no constructor, and pages that cost nothing untouched
+
+namespace {
+
+// Whether `list` (names separated by ':') holds `name`.
+bool Listed(const char* list, const char* name) {
+  const size_t length = strlen(name);
+  for (const char* at = list; *at != '\0';) {
+    const char* end = strchrnul(at, ':');
+    if (static_cast<size_t>(end - at) == length && memcmp(at, name, length) == 0) return true;
+    at = *end == ':' ? end + 1 : end;
+  }
+  return false;
+}
+
+int NewUserfaultfd() {
+  const int flags = O_CLOEXEC | O_NONBLOCK;
+  long fd = -EBADF;
+  if (g_client.uffd_source == UffdSource::kSyscall) {
+    fd = raw::Call(SYS_userfaultfd, flags);
+  } else if (g_client.uffd_device.IsOurs()) {
+    fd = raw::Call(SYS_ioctl, g_client.uffd_device.get(), USERFAULTFD_IOC_NEW, flags);
+  }
+  if (raw::Failed(fd)) return -1;
+  uffdio_api api = {};
+  api.api = UFFD_API;
+  api.features = g_client.uffd_features;
+  if (raw::Failed(raw::Call(SYS_ioctl, fd, UFFDIO_API, &api))) {
+    raw::Call(SYS_close, fd);
+    return -1;
+  }
+  return static_cast<int>(fd);
+}
+
+// Hands `uffd` over with `message`. The guest keeps no copy: when the pager dies, the last one
+// closes and the kernel resolves what waits.
+Io HandOver(const protocol::Message& message, int uffd) {
+  Io sent = Send(g_client.channel, message, &uffd, uffd >= 0 ? 1 : 0, Credentials::kYes);
+  if (uffd >= 0) raw::Call(SYS_close, uffd);
+  return sent;
+}
+
+void BeforeFork() {
+  g_client.lock.Lock();
+  g_client.child_channel = -1;
+  if (g_client.phase != Phase::kAttached || g_client.regions.size() == 0) return;
+  int pair[2];
+  if (raw::Failed(raw::Call(SYS_socketpair, AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, &pair[0]))) {
+    return;
+  }
+  const protocol::Message intent = NewMessage(protocol::Kind::kForkIntent);
+  if (Send(g_client.channel, intent, &pair[1], 1) == Io::kOk) {
+    g_client.child_channel = pair[0];
+  } else {
+    raw::Call(SYS_close, pair[0]);
+  }
+  raw::Call(SYS_close, pair[1]);
+}
+
+void AfterForkInParent() {
+  // If there is no child after all, this was the last copy: the pager sees the end of the channel
+  // and forgets it.
+  if (g_client.child_channel >= 0) raw::Call(SYS_close, g_client.child_channel);
+  g_client.child_channel = -1;
+  g_client.lock.Unlock();
+}
+
+void RegisterRegions(int uffd) {
+  for (size_t i = 0; i < g_client.regions.size(); ++i) {
+    const Region& region = g_client.regions[i];
+    if (region.kind == RegionKind::kAdopted) continue;
+    uffdio_register request = {};
+    request.range = {region.va, region.bytes};
+    request.mode = g_client.register_mode;
+    // A refusal leaves this range to the kernel, in this process.
+    raw::Call(SYS_ioctl, uffd, UFFDIO_REGISTER, &request);
+  }
+}
+
+// The child has its parent's mappings but not the registration with a userfaultfd. It makes its
+// own, registers, and hands it over without waiting for an answer: a fault that comes earlier than
+// the pager simply waits.
+void AfterForkInChild() {
+  const int channel = g_client.child_channel;
+  g_client.child_channel = -1;
+  g_client.channel.Close();
+  if (g_client.phase == Phase::kAttached) {
+    g_client.regions.DropDontFork();
+    if (channel < 0) {
+      GoOffLocked("the pager could not be told of the fork");
+    } else {
+      g_client.channel.Set(channel);
+      const int uffd = g_client.uffd_source == UffdSource::kNone ? -1 : NewUserfaultfd();
+      if (uffd >= 0) RegisterRegions(uffd);
+      if (HandOver(NewMessage(protocol::Kind::kChildAttach), uffd) == Io::kOk) {
+        StartAgent(g_client.channel.get());
+      } else {
+        GoOffLocked("the pager is gone");
+      }
+    }
+  }
+  g_client.lock.Unlock();
+}
+
+Io AttachLocked() {
+  const int fd = Connect(g_client.socket_path);
+  if (fd < 0) {
+    GoOffLocked("no pager at HOSTMM_SOCKET");
+    return Io::kFailed;
+  }
+  g_client.channel.Set(fd);
+  protocol::Message hello = NewMessage(protocol::Kind::kHello);
+  strncpy(hello.text, program_invocation_short_name, sizeof(hello.text) - 1);
+  protocol::Message answer;
+  int device = -1;
+  if (AskLocked(hello, nullptr, 0, &answer, &device) != Io::kOk) {
+    GoOffLocked("the pager refused");
+    return Io::kFailed;
+  }
+  g_client.uffd_features = answer.value[0];
+  g_client.register_mode = answer.value[1];
+  g_client.uffd_source = UffdSource::kNone;
+  if (answer.mode == static_cast<uint32_t>(protocol::Mode::kUffd)) {
+    g_client.uffd_source = device >= 0 ? UffdSource::kDevice : UffdSource::kSyscall;
+  }
+  if (device >= 0) g_client.uffd_device.Set(device);
+  int uffd = -1;
+  if (g_client.uffd_source != UffdSource::kNone) {
+    uffd = NewUserfaultfd();
+    // Without one the guest runs as in native mode; the pager sees that none came.
+    if (uffd < 0) g_client.uffd_source = UffdSource::kNone;
+  }
+  if (HandOver(NewMessage(protocol::Kind::kAttach), uffd) != Io::kOk) {
+    GoOffLocked("the pager is gone");
+    return Io::kFailed;
+  }
+  return Io::kOk;
+}
+
+}  // namespace
+
+void Initialize() {
+  const char* socket = getenv("HOSTMM_SOCKET");
+  const char* only = getenv("HOSTMM_ONLY");
+  g_client.child_channel = -1;
+  g_client.quiet = getenv("HOSTMM_QUIET") != nullptr;
+  if (socket == nullptr || strlen(socket) >= sizeof(g_client.socket_path) ||
+      (only != nullptr && only[0] != '\0' && !Listed(only, program_invocation_short_name))) {
+    g_client.phase = Phase::kOff;
+    return;
+  }
+  strcpy(g_client.socket_path, socket);
+}
+
+bool EnsureAttachedLocked() {
+  if (g_client.phase == Phase::kAttached) return true;
+  if (g_client.phase == Phase::kOff || g_client.socket_path[0] == '\0') return false;
+  if (AttachLocked() != Io::kOk) return false;
+  StartAgent(g_client.channel.get());
+  // Registered now and not at start-up, so that a program that maps nothing shared pays nothing.
+  // Last registered, so the parent's side runs first in prepare, and the child's side after the
+  // program's own handlers.
+  static bool registered = false;
+  if (!registered) pthread_atfork(BeforeFork, AfterForkInParent, AfterForkInChild);
+  registered = true;
+  __atomic_store_n(&g_client.phase, Phase::kAttached, __ATOMIC_RELEASE);
+  return true;
+}
+
+void GoOffLocked(const char* why) {
+  g_client.channel.Close();
+  g_client.uffd_device.Close();
+  __atomic_store_n(&g_client.phase, Phase::kOff, __ATOMIC_RELEASE);
+  SayOnce("goes on without hostmm", why);
+}
+
+void NoteLocked(const protocol::Message& note) {
+  if (g_client.phase != Phase::kAttached) return;
+  if (Send(g_client.channel, note, nullptr, 0) != Io::kOk) GoOffLocked("the pager is gone");
+}
+
+Io AskLocked(const protocol::Message& question, const int* fds, int fd_count,
+             protocol::Message* answer, int* received) {
+  if (Ask(g_client.channel, question, fds, fd_count, answer, received) != Io::kOk) {
+    GoOffLocked("the pager is gone or does not answer");
+    return Io::kFailed;
+  }
+  if (answer->status == protocol::Status::kOk) return Io::kOk;
+  if (received != nullptr && *received >= 0) raw::Call(SYS_close, *received);
+  answer->text[sizeof(answer->text) - 1] = '\0';
+  SayOnce("a mapping is not managed", answer->text);
+  return Io::kFailed;
+}
+
+void SayOnce(const char* what, const char* why) {
+  if (g_client.quiet || g_client.said_why) return;
+  g_client.said_why = true;
+  char line[256];
+  size_t used = 0;
+  const char* const parts[] = {"hostmm: ", program_invocation_short_name, ": ", what, ": ", why,
+                               "\n"};
+  for (const char* part : parts) {
+    const size_t length = strlen(part);
+    if (used + length > sizeof(line)) break;
+    memcpy(line + used, part, length);
+    used += length;
+  }
+  raw::Call(SYS_write, 2, &line[0], used);
+}
+
+}  // namespace hostmm::guest

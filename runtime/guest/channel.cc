@@ -1,0 +1,169 @@
+#include "runtime/guest/channel.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <time.h>
+
+#include "runtime/guest/raw_syscall.h"
+
+namespace hostmm::guest {
+namespace {
+
+// Descriptors go at or above this number. Arbitrary: above what programs usually hold, below the
+// usual limit of 1024.
+constexpr int kHighFd = 500;
+
+int WaitFor(int fd, short events, int milliseconds) {
+  pollfd poll{fd, events, 0};
+  timespec timeout{milliseconds / 1000, (milliseconds % 1000) * 1'000'000L};
+  return static_cast<int>(raw::Call(SYS_ppoll, &poll, 1, &timeout, nullptr, 8));
+}
+
+// Room for the descriptors and the credentials of one packet.
+union Control {
+  char bytes[CMSG_SPACE(sizeof(int) * protocol::kMaxFds) + CMSG_SPACE(sizeof(ucred))];
+  cmsghdr align;
+};
+
+void Append(msghdr* header, int type, const void* data, size_t bytes) {
+  auto* cmsg =
+      reinterpret_cast<cmsghdr*>(static_cast<char*>(header->msg_control) + header->msg_controllen);
+  cmsg->cmsg_level = SOL_SOCKET;
+  cmsg->cmsg_type = type;
+  cmsg->cmsg_len = CMSG_LEN(bytes);
+  memcpy(CMSG_DATA(cmsg), data, bytes);
+  header->msg_controllen += CMSG_SPACE(bytes);
+}
+
+}  // namespace
+
+void GuardedFd::Set(int fd) {
+  long high = raw::Call(SYS_fcntl, fd, F_DUPFD_CLOEXEC, kHighFd);
+  // A low RLIMIT_NOFILE: anything but the standard streams' numbers.
+  if (raw::Failed(high)) high = raw::Call(SYS_fcntl, fd, F_DUPFD_CLOEXEC, 3);
+  raw::Call(SYS_close, fd);
+  fd_ = raw::Failed(high) ? 0 : static_cast<int>(high);
+  if (fd_ == 0) return;
+  struct stat info = {};
+  raw::Call(SYS_fstat, fd_, &info);
+  device_ = info.st_dev;
+  inode_ = info.st_ino;
+}
+
+bool GuardedFd::IsOurs() const {
+  if (fd_ <= 0) return false;
+  struct stat info = {};
+  return raw::Call(SYS_fstat, fd_, &info) == 0 && info.st_dev == device_ && info.st_ino == inode_;
+}
+
+void GuardedFd::Close() {
+  if (IsOurs()) raw::Call(SYS_close, fd_);
+  fd_ = 0;
+}
+
+protocol::Message NewMessage(protocol::Kind kind) {
+  protocol::Message message = {};
+  message.magic = protocol::kMagic;
+  message.version = protocol::kVersion;
+  message.kind = kind;
+  return message;
+}
+
+Io Send(const GuardedFd& channel, const protocol::Message& message, const int* fds, int fd_count,
+        Credentials credentials) {
+  if (!channel.IsOurs()) return Io::kFailed;
+  Control control = {};
+  iovec iov{const_cast<protocol::Message*>(&message), sizeof(message)};
+  msghdr header = {};
+  header.msg_iov = &iov;
+  header.msg_iovlen = 1;
+  header.msg_control = control.bytes;
+  if (fd_count > 0) Append(&header, SCM_RIGHTS, fds, sizeof(int) * static_cast<size_t>(fd_count));
+  if (credentials == Credentials::kYes) {
+    const ucred self{static_cast<pid_t>(raw::Call(SYS_getpid)),
+                     static_cast<uid_t>(raw::Call(SYS_geteuid)),
+                     static_cast<gid_t>(raw::Call(SYS_getegid))};
+    Append(&header, SCM_CREDENTIALS, &self, sizeof(self));
+  }
+  for (;;) {
+    const long sent = raw::Call(SYS_sendmsg, channel.get(), &header, MSG_NOSIGNAL | MSG_DONTWAIT);
+    if (sent == static_cast<long>(sizeof(message))) return Io::kOk;
+    if (sent == -EINTR) continue;
+    if (sent != -EAGAIN || WaitFor(channel.get(), POLLOUT, kAnswerMilliseconds) <= 0) {
+      return Io::kFailed;
+    }
+  }
+}
+
+Io Receive(int fd, protocol::Message* message, int* received) {
+  Control control = {};
+  iovec iov{message, sizeof(*message)};
+  msghdr header = {};
+  header.msg_iov = &iov;
+  header.msg_iovlen = 1;
+  header.msg_control = control.bytes;
+  header.msg_controllen = sizeof(control.bytes);
+  long got;
+  do {
+    got = raw::Call(SYS_recvmsg, fd, &header, MSG_CMSG_CLOEXEC);
+  } while (got == -EINTR);
+  int count = 0;
+  if (!raw::Failed(got)) {
+    for (cmsghdr* cmsg = CMSG_FIRSTHDR(&header); cmsg != nullptr;
+         cmsg = CMSG_NXTHDR(&header, cmsg)) {
+      if (cmsg->cmsg_level != SOL_SOCKET || cmsg->cmsg_type != SCM_RIGHTS) continue;
+      const size_t fds = (cmsg->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+      for (size_t i = 0; i < fds; ++i) {
+        int one;
+        memcpy(&one, CMSG_DATA(cmsg) + i * sizeof(int), sizeof(one));
+        if (received != nullptr && count++ == 0) {
+          *received = one;
+        } else {
+          raw::Call(SYS_close, one);
+        }
+      }
+    }
+  }
+  const bool whole =
+      got == static_cast<long>(sizeof(*message)) && message->magic == protocol::kMagic;
+  return whole ? Io::kOk : Io::kFailed;
+}
+
+Io Ask(const GuardedFd& channel, const protocol::Message& message, const int* fds, int fd_count,
+       protocol::Message* answer, int* received) {
+  int pair[2];
+  if (received != nullptr) *received = -1;
+  if (raw::Failed(raw::Call(SYS_socketpair, AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, &pair[0]))) {
+    return Io::kFailed;
+  }
+  int all[protocol::kMaxFds] = {pair[1]};
+  for (int i = 0; i < fd_count; ++i) all[i + 1] = fds[i];
+  Io result = Send(channel, message, all, fd_count + 1);
+  raw::Call(SYS_close, pair[1]);
+  if (result == Io::kOk && WaitFor(pair[0], POLLIN, kAnswerMilliseconds) <= 0) result = Io::kFailed;
+  if (result == Io::kOk) result = Receive(pair[0], answer, received);
+  raw::Call(SYS_close, pair[0]);
+  return result;
+}
+
+int Connect(const char* path) {
+  sockaddr_un address = {};
+  address.sun_family = AF_UNIX;
+  const size_t length = strlen(path);
+  if (length >= sizeof(address.sun_path)) return -1;
+  memcpy(address.sun_path, path, length);
+  const long fd = raw::Call(SYS_socket, AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+  if (raw::Failed(fd)) return -1;
+  if (raw::Failed(raw::Call(SYS_connect, fd, &address, sizeof(address)))) {
+    raw::Call(SYS_close, fd);
+    return -1;
+  }
+  return static_cast<int>(fd);
+}
+
+}  // namespace hostmm::guest

@@ -1,0 +1,63 @@
+// The guest's end of its channel to the pager: send a note, or ask and wait for the answer. Raw
+// system calls only.
+//
+// Errors:   never blocks for ever. A pager that is gone, or that does not answer within
+// kAnswerMilliseconds, is a
+//           failure of the call, and the caller goes on without the pager.
+// Threads:  the client's lock orders all calls; the agent alone receives.
+#ifndef HOSTMM_RUNTIME_GUEST_CHANNEL_H_
+#define HOSTMM_RUNTIME_GUEST_CHANNEL_H_
+
+#include <cstdint>
+
+#include "runtime/protocol.h"
+
+namespace hostmm::guest {
+
+enum class Io { kOk, kFailed };
+
+// An answer that takes longer than this is none. Arbitrary: far above the slowest honest answer
+// (making a store: 1 ms).
+inline constexpr int kAnswerMilliseconds = 10'000;
+
+// A descriptor of ours in a program that does not know of it. The program may close it and get the
+// same number for a file of its own, so each use checks that it is still the same socket or device.
+class GuardedFd {
+ public:
+  // Takes over `fd`, moved to a high number where the limit allows, so that programs that count on
+  // low numbers (or that find out how many they may open) are not surprised.
+  void Set(int fd);
+  void Close();
+  bool IsOurs() const;
+  // REQUIRES: IsOurs().
+  int get() const { return fd_; }
+
+ private:
+  // 0 is none (zeroed memory is a valid object; Set never keeps a descriptor below 3).
+  int fd_;
+  uint64_t device_;
+  uint64_t inode_;
+};
+
+protocol::Message NewMessage(protocol::Kind kind);
+
+// Sends one packet with up to kMaxFds descriptors, which stay the caller's. With `credentials`, the
+// kernel vouches for the sender's pid.
+enum class Credentials { kNo, kYes };
+Io Send(const GuardedFd& channel, const protocol::Message& message, const int* fds, int fd_count,
+        Credentials credentials = Credentials::kNo);
+
+// Sends `message` with a reply socket in front of `fds` and waits for the answer. A descriptor in
+// the answer goes to *received (else -1); pass nullptr if none is wanted.
+Io Ask(const GuardedFd& channel, const protocol::Message& message, const int* fds, int fd_count,
+       protocol::Message* answer, int* received);
+
+// Receives one packet (the agent's side). Blocks.
+Io Receive(int fd, protocol::Message* message, int* received);
+
+// Connects to the pager's socket; -1 if nobody listens there.
+int Connect(const char* path);
+
+}  // namespace hostmm::guest
+
+#endif  // HOSTMM_RUNTIME_GUEST_CHANNEL_H_

@@ -1,0 +1,294 @@
+#include "runtime/guest/client.h"
+
+#include <errno.h>
+#include <sys/mman.h>
+
+#include "runtime/guest/client_state.h"
+#include "runtime/guest/placement.h"
+#include "runtime/guest/raw_syscall.h"
+#include "runtime/region_flags.h"
+#include "runtime/uapi_compat.h"
+
+namespace hostmm::guest {
+namespace {
+
+using protocol::Kind;
+using protocol::Message;
+
+Message RangeMessage(Kind kind, uint64_t va, uint64_t bytes) {
+  Message message = NewMessage(kind);
+  message.va = va;
+  message.length = bytes;
+  return message;
+}
+
+// Forgets [va, va + bytes) here and tells the pager, because the kernel has just unmapped it.
+void ForgetLocked(uint64_t va, uint64_t bytes) {
+  if (g_client.regions.Remove(va, bytes)) NoteLocked(RangeMessage(Kind::kUnmap, va, bytes));
+}
+
+// What the caller of mmap asked about the address, made into a reservation. Returns 0 if the plain
+// call must decide.
+uint64_t ReserveFor(uint64_t addr, uint64_t bytes, int flags, uint64_t alignment, uint64_t offset) {
+  if (addr != 0) {
+    // Taken, and only a hint: the kernel would look elsewhere, and so do we. MAP_FIXED never comes
+    // here.
+    const Reservation hint = ReserveAt(addr, bytes);
+    if (hint == Reservation::kDone) return addr;
+    if ((flags & MAP_FIXED_NOREPLACE) != 0) return 0;
+  }
+  return Reserve(bytes, alignment, offset);
+}
+
+// Asks for a file of the pager's frame store that can hold `bytes` from `offset` on.
+Io CreateFile(uint64_t bytes, uint64_t offset, int prot, Message* answer, int* file) {
+  Message create = RangeMessage(Kind::kCreate, 0, bytes);
+  create.offset = offset;
+  create.prot = static_cast<uint32_t>(prot);
+  if (AskLocked(create, nullptr, 0, answer, file) != Io::kOk) return Io::kFailed;
+  if (*file >= 0) return Io::kOk;
+  return Io::kFailed;
+}
+
+// Honours MAP_POPULATE and MAP_LOCKED, which were held back until the region was registered, so
+// that the pages come from the pager. As in mmap(2), a populate that fails is not an error and a
+// lock over the limit is.
+long FillAsAsked(uint64_t va, uint64_t bytes, int prot, int flags) {
+  if ((flags & MAP_LOCKED) != 0) {
+    const long locked = raw::Call(SYS_mlock, va, bytes);
+    if (raw::Failed(locked)) return locked == -ENOMEM ? -EAGAIN : locked;
+  }
+  if ((flags & MAP_POPULATE) != 0) {
+    const int advice = (prot & PROT_WRITE) != 0 ? MADV_POPULATE_WRITE : MADV_POPULATE_READ;
+    raw::Call(SYS_madvise, va, bytes, advice);
+  }
+  return 0;
+}
+
+long MapAnonymousLocked(uint64_t addr, uint64_t bytes, int prot, int flags) {
+  if (!g_client.regions.HasRoom() || !EnsureAttachedLocked()) return kPlain;
+  // The file belongs to this region alone, so its first page may stand where the address asks for
+  // it: va = offset (mod 2 MiB) always holds.
+  const uint64_t offset = addr % kBlock;
+  Message answer;
+  int file = -1;
+  if (CreateFile(bytes, offset, prot, &answer, &file) != Io::kOk) return kPlain;
+  const bool hugetlb = answer.value[0] == kBlock;
+  const uint64_t mapped = hugetlb ? RoundUp(bytes, kBlock) : bytes;
+
+  uint64_t va = 0;
+  if ((flags & MAP_FIXED) != 0 && (flags & MAP_FIXED_NOREPLACE) == 0) {
+    va = addr;
+    ForgetLocked(addr, bytes);
+  } else {
+    const uint64_t alignment = bytes >= kGigabyte ? kGigabyte : kBlock;
+    va = ReserveFor(addr, mapped, flags, alignment, addr % alignment);
+  }
+  long got = kPlain;
+  if (va != 0) {
+    const int keep = flags & (MAP_NORESERVE | MAP_SYNC);
+    got = raw::Call(SYS_mmap, va, mapped, prot, MAP_SHARED | MAP_FIXED | keep, file, va % kBlock);
+    if (raw::Failed(got)) {
+      Unreserve(va, mapped);
+      got = kPlain;
+    }
+  }
+  raw::Call(SYS_close, file);
+  Message map = RangeMessage(Kind::kMap, va, mapped);
+  map.mm = answer.mm;
+  map.offset = va % kBlock;
+  map.prot = static_cast<uint32_t>(prot);
+  // Sent also when nothing was mapped (length 0): the pager then drops the file.
+  if (got == kPlain) map.length = 0;
+  const Io told = AskLocked(map, nullptr, 0, &answer, nullptr);
+  if (got == kPlain) return kPlain;
+  // From here on the memory is there and right, whatever the pager says: a region that could not be
+  // recorded is served by the kernel from the same huge frames.
+  if (told == Io::kOk) {
+    g_client.regions.Add({va, mapped, va % kBlock, map.mm,
+                          hugetlb ? RegionKind::kOwnHugetlb : RegionKind::kOwnFrames, false});
+  }
+  return got;
+}
+
+}  // namespace
+
+bool Manages(uint64_t va, uint64_t bytes) { return g_client.regions.Overlaps(va, bytes); }
+
+long MapAnonymous(uint64_t addr, uint64_t bytes, int prot, int flags) {
+  if (CurrentPhase() == Phase::kOff) return kPlain;
+  bytes = RoundUp(bytes, kPage);
+  long got;
+  {
+    GuestLockHolder hold(g_client.lock);
+    got = MapAnonymousLocked(addr, bytes, prot, flags);
+  }
+  if (got == kPlain || raw::Failed(got)) return got;
+  // Outside the lock: the pages come through the pager, and a fault that waits must not hold up
+  // other threads.
+  const long filled = FillAsAsked(static_cast<uint64_t>(got), bytes, prot, flags);
+  if (filled == 0) return got;
+  Unmap(static_cast<uint64_t>(got), bytes);
+  return filled;
+}
+
+long MapShmemFile(uint64_t addr, uint64_t bytes, int prot, int flags, int fd, uint64_t offset) {
+  if (CurrentPhase() == Phase::kOff) return kPlain;
+  bytes = RoundUp(bytes, kPage);
+  GuestLockHolder hold(g_client.lock);
+  uint64_t va = addr;
+  int fixed = flags;
+  if (addr == 0) {
+    va = Reserve(bytes, kBlock, offset);
+    if (va == 0) return kPlain;
+    fixed |= MAP_FIXED;
+  } else if ((flags & MAP_FIXED) != 0 && Manages(addr, bytes)) {
+    ForgetLocked(addr, bytes);
+  }
+  const long got = raw::Call(SYS_mmap, va, bytes, prot, fixed, fd, offset);
+  if (raw::Failed(got)) {
+    if (addr == 0) Unreserve(va, bytes);
+    return got;
+  }
+  va = static_cast<uint64_t>(got);
+  // Only what can be collapsed is worth telling.
+  if (va % kBlock == offset % kBlock && g_client.regions.HasRoom() && EnsureAttachedLocked()) {
+    Message adopt = RangeMessage(Kind::kAdopt, va, bytes);
+    adopt.offset = offset;
+    adopt.prot = static_cast<uint32_t>(prot);
+    adopt.value[0] = static_cast<uint64_t>(protocol::AdoptSource::kFile);
+    Message answer;
+    if (AskLocked(adopt, &fd, 1, &answer, nullptr) == Io::kOk) {
+      g_client.regions.Add({va, bytes, offset, answer.mm, RegionKind::kAdopted, false});
+    }
+  }
+  return got;
+}
+
+long MapOver(uint64_t addr, uint64_t bytes, int prot, int flags, int fd, uint64_t offset) {
+  GuestLockHolder hold(g_client.lock);
+  const long got = raw::Call(SYS_mmap, addr, bytes, prot, flags, fd, offset);
+  if (!raw::Failed(got)) ForgetLocked(static_cast<uint64_t>(got), RoundUp(bytes, kPage));
+  return got;
+}
+
+long Unmap(uint64_t addr, uint64_t bytes) {
+  GuestLockHolder hold(g_client.lock);
+  uint64_t whole = RoundUp(bytes, kPage);
+  // hugetlb memory is mapped in whole 2 MiB: an unmap that ends with what was asked for takes the
+  // rest with it.
+  const Region* region = g_client.regions.Find(addr);
+  if (region != nullptr && region->kind == RegionKind::kOwnHugetlb) {
+    const uint64_t left = region->va + region->bytes - addr;
+    if (whole < left && left - whole < kBlock) whole = left;
+  }
+  const long result = raw::Call(SYS_munmap, addr, whole);
+  if (result == 0) ForgetLocked(addr, whole);
+  return result;
+}
+
+long Protect(uint64_t addr, uint64_t bytes, int prot) {
+  GuestLockHolder hold(g_client.lock);
+  const long result = raw::Call(SYS_mprotect, addr, bytes, prot);
+  if (result == 0) {
+    Message note = RangeMessage(Kind::kProtect, addr, RoundUp(bytes, kPage));
+    note.prot = static_cast<uint32_t>(prot);
+    NoteLocked(note);
+  }
+  return result;
+}
+
+long Advise(uint64_t addr, uint64_t bytes, int advice) {
+  // Only these change what the pager must know; everything else (populate, prefetch, page-out, ...)
+  // the kernel does, and must do without our lock, because it may wait for the pager.
+  uint64_t set = 0;
+  uint64_t clear = 0;
+  switch (advice) {
+    case MADV_REMOVE:
+      break;
+    case MADV_DONTFORK:
+      set = kRegionDontFork;
+      break;
+    case MADV_DOFORK:
+      clear = kRegionDontFork;
+      break;
+    case MADV_HUGEPAGE:
+      set = kRegionHintHuge;
+      clear = kRegionHintSmall;
+      break;
+    case MADV_NOHUGEPAGE:
+      set = kRegionHintSmall;
+      clear = kRegionHintHuge;
+      break;
+    default:
+      return raw::Call(SYS_madvise, addr, bytes, advice);
+  }
+  GuestLockHolder hold(g_client.lock);
+  const long result = raw::Call(SYS_madvise, addr, bytes, advice);
+  if (result != 0) return result;
+  const uint64_t whole = RoundUp(bytes, kPage);
+  if (advice == MADV_DONTFORK || advice == MADV_DOFORK) {
+    g_client.regions.SetDontFork(addr, whole, advice == MADV_DONTFORK);
+  }
+  Message note = RangeMessage(advice == MADV_REMOVE ? Kind::kPunch : Kind::kFlags, addr, whole);
+  note.value[0] = set;
+  note.value[1] = clear;
+  NoteLocked(note);
+  return result;
+}
+
+long Remap(uint64_t old_addr, uint64_t old_bytes, uint64_t new_bytes, int flags,
+           uint64_t new_addr) {
+  GuestLockHolder hold(g_client.lock);
+  const uint64_t old_whole = RoundUp(old_bytes, kPage);
+  const uint64_t new_whole = RoundUp(new_bytes, kPage);
+  const Region* found = g_client.regions.Find(old_addr);
+  const Region source = found != nullptr ? *found : Region{};
+  const bool moves_ours = found != nullptr && old_addr + old_whole <= source.va + source.bytes;
+  const uint64_t offset = source.offset + (old_addr - source.va);
+
+  // If the kernel may choose, choose for it: an address that keeps va = offset (mod 2 MiB).
+  uint64_t reserved = 0;
+  if (moves_ours && (flags & (MREMAP_MAYMOVE | MREMAP_FIXED)) == MREMAP_MAYMOVE &&
+      new_whole > old_whole) {
+    const long grown = raw::Call(SYS_mremap, old_addr, old_whole, new_whole, 0, 0);
+    if (raw::Failed(grown)) reserved = Reserve(new_whole, kBlock, offset);
+    if (reserved != 0) {
+      flags |= MREMAP_FIXED;
+      new_addr = reserved;
+    }
+    if (!raw::Failed(grown)) old_bytes = new_whole;
+  }
+  const long got = raw::Call(SYS_mremap, old_addr, old_bytes, new_bytes, flags, new_addr);
+  if (raw::Failed(got)) {
+    if (reserved != 0) Unreserve(reserved, new_whole);
+    return got;
+  }
+  const uint64_t to = static_cast<uint64_t>(got);
+  const bool keeps_old = old_whole == 0 || (flags & MREMAP_DONTUNMAP) != 0;
+  if (to != old_addr) ForgetLocked(to, new_whole);
+  if (!moves_ours) return got;
+  if (keeps_old) {
+    // A second window of the same file. It is served by the kernel from the same frames; only the
+    // first is registered.
+    return got;
+  }
+  g_client.regions.Remove(old_addr, old_whole);
+  if (!g_client.regions.HasRoom()) {
+    NoteLocked(RangeMessage(Kind::kUnmap, old_addr, old_whole));
+    return got;
+  }
+  Region moved = source;
+  moved.va = to;
+  moved.bytes = new_whole;
+  moved.offset = offset;
+  g_client.regions.Add(moved);
+  Message move = RangeMessage(Kind::kMove, old_addr, old_whole);
+  move.value[0] = to;
+  move.value[1] = new_whole;
+  Message answer;
+  AskLocked(move, nullptr, 0, &answer, nullptr);
+  return got;
+}
+
+}  // namespace hostmm::guest

@@ -1,0 +1,102 @@
+#include "runtime/guest/region_table.h"
+
+namespace hostmm::guest {
+
+const Region* RegionTable::Find(uint64_t va) const {
+  for (size_t i = 0; i < size_; ++i) {
+    if (va >= regions_[i].va && va < regions_[i].va + regions_[i].bytes) return &regions_[i];
+  }
+  return nullptr;
+}
+
+void RegionTable::Add(const Region& region) {
+  regions_[size_++] = region;
+  UpdateBounds();
+}
+
+bool RegionTable::Remove(uint64_t va, uint64_t bytes) {
+  const uint64_t end = va + bytes;
+  bool any = false;
+  for (size_t i = 0; i < size_;) {
+    Region& region = regions_[i];
+    const uint64_t region_end = region.va + region.bytes;
+    if (region.va >= end || region_end <= va) {
+      ++i;
+      continue;
+    }
+    any = true;
+    const bool keeps_head = region.va < va;
+    const bool keeps_tail = region_end > end;
+    Region tail = region;
+    tail.offset += end - region.va;
+    tail.va = end;
+    tail.bytes = region_end - end;
+    if (keeps_head) {
+      region.bytes = va - region.va;
+      // A full table forgets the tail: it stays mapped and is merely no longer ours to look after.
+      if (keeps_tail && size_ < kCapacity) regions_[size_++] = tail;
+      ++i;
+    } else if (keeps_tail) {
+      region = tail;
+      ++i;
+    } else {
+      region = regions_[--size_];
+    }
+  }
+  if (any) UpdateBounds();
+  return any;
+}
+
+void RegionTable::SetDontFork(uint64_t va, uint64_t bytes, bool dont_fork) {
+  const uint64_t end = va + bytes;
+  const size_t before = size_;
+  for (size_t i = 0; i < before; ++i) {
+    Region& region = regions_[i];
+    const uint64_t region_end = region.va + region.bytes;
+    if (region.va >= end || region_end <= va || region.dont_fork == dont_fork) continue;
+    const uint64_t cut_start = region.va > va ? region.va : va;
+    const uint64_t cut_end = region_end < end ? region_end : end;
+    if (size_ + 2 > kCapacity && (cut_start != region.va || cut_end != region_end)) continue;
+    const Region whole = region;
+    if (cut_end < region_end) {
+      Region tail = whole;
+      tail.va = cut_end;
+      tail.bytes = region_end - cut_end;
+      tail.offset = whole.offset + (cut_end - whole.va);
+      regions_[size_++] = tail;
+    }
+    if (cut_start > whole.va) {
+      Region head = whole;
+      head.bytes = cut_start - whole.va;
+      regions_[size_++] = head;
+    }
+    region.va = cut_start;
+    region.bytes = cut_end - cut_start;
+    region.offset = whole.offset + (cut_start - whole.va);
+    region.dont_fork = dont_fork;
+  }
+}
+
+void RegionTable::DropDontFork() {
+  for (size_t i = 0; i < size_;) {
+    if (regions_[i].dont_fork) {
+      regions_[i] = regions_[--size_];
+    } else {
+      ++i;
+    }
+  }
+  UpdateBounds();
+}
+
+void RegionTable::UpdateBounds() {
+  uint64_t low = ~uint64_t{0};
+  uint64_t high = 0;
+  for (size_t i = 0; i < size_; ++i) {
+    if (regions_[i].va < low) low = regions_[i].va;
+    if (regions_[i].va + regions_[i].bytes > high) high = regions_[i].va + regions_[i].bytes;
+  }
+  __atomic_store_n(&low_, low, __ATOMIC_RELAXED);
+  __atomic_store_n(&high_, high, __ATOMIC_RELAXED);
+}
+
+}  // namespace hostmm::guest

@@ -1,0 +1,28 @@
+#include "runtime/orders.h"
+
+#include <utility>
+
+namespace hostmm {
+
+Orders::SendResult Orders::Send(Guest& guest, protocol::Message order, Done done) {
+  if (guest.open_order != 0) return SendResult::kBusy;
+  order.order = next_;
+  if (SendPacket(guest.channel.fd.get(), order) != hostmm::SendResult::kSent)
+    return SendResult::kBusy;
+  guest.open_order = next_;
+  open_[guest.id.slot] = std::move(done);
+  if (++next_ == 0) next_ = 1;
+  return SendResult::kSent;
+}
+
+void Orders::OnDone(Guest& guest, const protocol::Message& answer) {
+  if (answer.order == 0 || answer.order != guest.open_order) return;
+  guest.open_order = 0;
+  const auto it = open_.find(guest.id.slot);
+  if (it == open_.end()) return;
+  const Done done = std::move(it->second);
+  open_.erase(it);
+  if (done) done(answer);
+}
+
+}  // namespace hostmm

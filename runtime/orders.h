@@ -1,0 +1,38 @@
+// Orders to the agents of guests: one at a time per guest, each answered once.
+//
+// Threads: the loop thread. Errors: an order that cannot be sent (another is open, the channel is
+// full or gone) is not
+//          kept; whoever wanted it asks again when there is a reason to. A guest that never answers
+//          gets no more.
+#ifndef HOSTMM_RUNTIME_ORDERS_H_
+#define HOSTMM_RUNTIME_ORDERS_H_
+
+#include <cstdint>
+#include <functional>
+
+#include "absl/container/flat_hash_map.h"
+#include "runtime/guest.h"
+#include "runtime/packet.h"
+#include "runtime/protocol.h"
+
+namespace hostmm {
+
+class Orders {
+ public:
+  enum class SendResult { kSent, kBusy };
+  using Done = std::function<void(const protocol::Message& answer)>;
+
+  // Sends `order`; its number is set here. `done` may be null. It is not called if the guest goes.
+  SendResult Send(Guest& guest, protocol::Message order, Done done);
+  // An answer came. One that was not asked for is ignored.
+  void OnDone(Guest& guest, const protocol::Message& answer);
+  void OnGuestGone(GuestId guest) { open_.erase(guest.slot); }
+
+ private:
+  uint32_t next_ = 1;
+  absl::flat_hash_map<uint32_t, Done> open_;  // by slot
+};
+
+}  // namespace hostmm
+
+#endif  // HOSTMM_RUNTIME_ORDERS_H_

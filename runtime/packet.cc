@@ -1,0 +1,108 @@
+#include "runtime/packet.h"
+
+#include <sys/socket.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <utility>
+
+#include "runtime/sys_error.h"
+
+namespace hostmm {
+namespace {
+
+void TakeDescriptors(const cmsghdr* cmsg, Packet* packet) {
+  const size_t count = (cmsg->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+  for (size_t i = 0; i < count; ++i) {
+    int raw;
+    memcpy(&raw, CMSG_DATA(cmsg) + i * sizeof(int), sizeof(raw));
+    UniqueFd fd(raw);  // closed if there is no place for it
+    if (packet->fd_count < protocol::kMaxFds) {
+      packet->fds[static_cast<size_t>(packet->fd_count++)] = std::move(fd);
+    }
+  }
+}
+
+}  // namespace
+
+ReceiveResult ReceivePacket(int socket, Packet* packet) {
+  *packet = Packet();
+  alignas(cmsghdr) char
+      control[CMSG_SPACE(sizeof(int) * protocol::kMaxFds) + CMSG_SPACE(sizeof(ucred))];
+  iovec iov{&packet->message, sizeof(packet->message)};
+  msghdr header = {};
+  header.msg_iov = &iov;
+  header.msg_iovlen = 1;
+  header.msg_control = control;
+  header.msg_controllen = sizeof(control);
+  ssize_t got;
+  do {
+    got = recvmsg(socket, &header, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+  } while (got < 0 && errno == EINTR);
+  if (got < 0) {
+    return errno == EAGAIN || errno == EWOULDBLOCK ? ReceiveResult::kNothing
+                                                   : ReceiveResult::kClosed;
+  }
+  for (cmsghdr* cmsg = CMSG_FIRSTHDR(&header); cmsg != nullptr; cmsg = CMSG_NXTHDR(&header, cmsg)) {
+    if (cmsg->cmsg_level != SOL_SOCKET) continue;
+    if (cmsg->cmsg_type == SCM_RIGHTS) TakeDescriptors(cmsg, packet);
+    if (cmsg->cmsg_type == SCM_CREDENTIALS) {
+      ucred sender;
+      memcpy(&sender, CMSG_DATA(cmsg), sizeof(sender));
+      packet->sender_pid = sender.pid;
+    }
+  }
+  if (got == 0) return ReceiveResult::kClosed;
+  const bool whole = got == static_cast<ssize_t>(sizeof(packet->message)) &&
+                     (header.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) == 0 &&
+                     packet->message.magic == protocol::kMagic;
+  if (!whole) return ReceiveResult::kMalformed;
+  packet->message.text[sizeof(packet->message.text) - 1] = '\0';
+  return ReceiveResult::kPacket;
+}
+
+SendResult SendPacket(int socket, const protocol::Message& message, int fd) {
+  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
+  iovec iov{const_cast<protocol::Message*>(&message), sizeof(message)};
+  msghdr header = {};
+  header.msg_iov = &iov;
+  header.msg_iovlen = 1;
+  if (fd >= 0) {
+    header.msg_control = control;
+    header.msg_controllen = sizeof(control);
+    cmsghdr* cmsg = CMSG_FIRSTHDR(&header);
+    cmsg->cmsg_level = SOL_SOCKET;
+    cmsg->cmsg_type = SCM_RIGHTS;
+    cmsg->cmsg_len = CMSG_LEN(sizeof(fd));
+    memcpy(CMSG_DATA(cmsg), &fd, sizeof(fd));
+  }
+  ssize_t sent;
+  do {
+    sent = sendmsg(socket, &header, MSG_DONTWAIT | MSG_NOSIGNAL);
+  } while (sent < 0 && errno == EINTR);
+  return sent == static_cast<ssize_t>(sizeof(message)) ? SendResult::kSent : SendResult::kLost;
+}
+
+protocol::Message NewPacket(protocol::Kind kind) {
+  protocol::Message message = {};
+  message.magic = protocol::kMagic;
+  message.version = protocol::kVersion;
+  message.kind = kind;
+  return message;
+}
+
+absl::StatusOr<Peer> PeerOf(int socket) {
+  ucred peer;
+  socklen_t length = sizeof(peer);
+  if (getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &peer, &length) != 0)
+    return SysError("SO_PEERCRED");
+  return Peer{peer.pid, peer.uid};
+}
+
+void WantCredentials(int socket) {
+  const int on = 1;
+  setsockopt(socket, SOL_SOCKET, SO_PASSCRED, &on, sizeof(on));
+}
+
+}  // namespace hostmm

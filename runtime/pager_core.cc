@@ -1,0 +1,300 @@
+#include "runtime/pager_core.h"
+
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/sysinfo.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "runtime/sys_error.h"
+#include "runtime/uapi_compat.h"
+
+namespace hostmm {
+namespace {
+
+// Two: one block is being made while another one is asked for. More only compete for the memory
+// bandwidth of clearing.
+constexpr int kWorkers = 2;
+
+constexpr absl::Duration kTick = absl::Milliseconds(250);
+// Page tables of all guests are read every so many ticks: 2 s.
+constexpr uint64_t kTicksPerSample = 8;
+
+// Packets per turn of one guest. Arbitrary: bounds what one guest can keep the loop from.
+constexpr int kPacketsPerTurn = 64;
+
+// Memory is tight when less than this part of it is available: then no frame is made larger than it
+// must be.
+constexpr uint64_t kTightPart = 16;
+
+uint64_t MemoryBytes() {
+  struct sysinfo info;
+  if (sysinfo(&info) != 0) return ~uint64_t{0};
+  return (static_cast<uint64_t>(info.totalram) + info.totalswap) * info.mem_unit;
+}
+
+MemoryClimate MemoryNow() {
+  unsigned long long total = 0;
+  unsigned long long available = 0;
+  FILE* file = fopen("/proc/meminfo", "re");
+  if (file == nullptr) return MemoryClimate::kAmple;
+  // The first lines are MemTotal, MemFree, MemAvailable.
+  const int got =
+      fscanf(file, "MemTotal: %llu kB MemFree: %*u kB MemAvailable: %llu", &total, &available);
+  fclose(file);
+  return got == 2 && available < total / kTightPart ? MemoryClimate::kTight : MemoryClimate::kAmple;
+}
+
+Session::Terms TermsOf(const PagerOptions& options, const Rung& rung) {
+  Session::Terms terms;
+  terms.max_file_bytes = MemoryBytes();
+  if (rung.uffd.source == UffdAccess::Source::kNone) return terms;
+  terms.mode = protocol::Mode::kUffd;
+  terms.features = UFFD_FEATURE_MISSING_SHMEM;
+  terms.register_modes = UFFDIO_REGISTER_MODE_MISSING;
+  if (rung.store.kind() == FrameKind::kHugetlb) terms.features |= UFFD_FEATURE_MISSING_HUGETLBFS;
+  if (options.pt_budget_bytes != 0 && rung.store.kind() == FrameKind::kBase) {
+    terms.features |= UFFD_FEATURE_MINOR_SHMEM;
+    terms.register_modes |= UFFDIO_REGISTER_MODE_MINOR;
+    terms.region_flags = kTracked;
+  }
+  terms.features &= rung.uffd.features;
+  return terms;
+}
+
+UniqueFd TerminationSignals() {
+  sigset_t set;
+  sigemptyset(&set);
+  sigaddset(&set, SIGTERM);
+  sigaddset(&set, SIGINT);
+  sigprocmask(SIG_BLOCK, &set, nullptr);
+  return UniqueFd(signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK));
+}
+
+std::string Mebibytes(uint64_t bytes) {
+  return absl::StrFormat("%.1f MiB", static_cast<double>(bytes) / (1 << 20));
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<PagerCore>> PagerCore::Create(const PagerOptions& options,
+                                                             Rung rung) {
+  const HostTables::Config config;
+  absl::StatusOr<SharedSegment> segment = SharedSegment::Create(HostTables::SegmentBytes(config));
+  if (!segment.ok()) return segment.status();
+  HostTables tables = HostTables::Format(segment->memory.bytes(), config);
+  absl::StatusOr<std::unique_ptr<EventLoop>> loop = EventLoop::Create();
+  if (!loop.ok()) return loop.status();
+  absl::StatusOr<UniqueFd> event_fd = WorkerPool::NewEventFd();
+  if (!event_fd.ok()) return event_fd.status();
+  return std::unique_ptr<PagerCore>(new PagerCore(options, std::move(rung), *std::move(segment),
+                                                  tables, *std::move(loop), *std::move(event_fd)));
+}
+
+PagerCore::PagerCore(const PagerOptions& options, Rung rung, SharedSegment segment,
+                     HostTables tables, std::unique_ptr<EventLoop> loop, UniqueFd event_fd)
+    : options_(options),
+      rung_(std::move(rung)),
+      segment_(std::move(segment)),
+      tables_(tables),
+      loop_(std::move(loop)),
+      listener_(options.listen_fd),
+      life_(options.life_fd),
+      signals_(TerminationSignals()),  // before the workers: they inherit the mask
+      pool_(std::move(event_fd), kWorkers),
+      files_(&pool_),
+      adopter_(&tables_, &guests_, &orders_),
+      resolver_(&tables_, &files_, &guests_, &pool_),
+      session_(TermsOf(options, rung_), &tables_, &files_, &adopter_, &orders_, &rung_.uffd,
+               &rung_.store, rung_.second.has_value() ? &*rung_.second : nullptr, this) {}
+
+absl::Status PagerCore::Run() {
+  if (options_.pt_budget_bytes != 0 && rung_.store.kind() == FrameKind::kBase) {
+    budget_.emplace(options_.pt_budget_bytes, &guests_, &orders_);
+    resolver_.SetBudget(&*budget_);
+  }
+  fcntl(listener_.get(), F_SETFL, O_NONBLOCK);
+  loop_->Watch(listener_.get(), [this] { return Accept(); });
+  loop_->Watch(pool_.event_fd(), [this] {
+    pool_.RunDone();
+    return EventLoop::Progress::kDrained;
+  });
+  loop_->Watch(signals_.get(), [this] {
+    signalfd_siginfo signal;
+    if (read(signals_.get(), &signal, sizeof(signal)) > 0) loop_->Stop();
+    return EventLoop::Progress::kDrained;
+  });
+  if (life_.ok()) loop_->Watch(life_.get(), [this] { return OnTreeGone(); });
+  loop_->SetTick(kTick, [this] { Tick(); });
+  return loop_->Run();
+}
+
+EventLoop::Progress PagerCore::Accept() {
+  for (;;) {
+    UniqueFd connection(accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
+    if (!connection.ok()) return EventLoop::Progress::kDrained;
+    WantCredentials(connection.get());
+    const uint64_t number = next_newcomer_++;
+    Newcomer newcomer;
+    newcomer.channel.watch =
+        loop_->Watch(connection.get(), [this, number] { return OnNewcomer(number); });
+    newcomer.channel.fd = std::move(connection);
+    newcomers_[number] = std::move(newcomer);
+  }
+}
+
+EventLoop::Progress PagerCore::OnNewcomer(uint64_t number) {
+  const auto it = newcomers_.find(number);
+  if (it == newcomers_.end()) return EventLoop::Progress::kDrained;
+  Packet packet;
+  const ReceiveResult received = ReceivePacket(it->second.channel.fd.get(), &packet);
+  if (received == ReceiveResult::kNothing) return EventLoop::Progress::kDrained;
+  Newcomer newcomer = std::move(it->second);
+  newcomers_.erase(it);
+  loop_->Unwatch(&newcomer.channel.watch);
+  if (received != ReceiveResult::kPacket) return EventLoop::Progress::kDrained;
+  if (packet.message.kind == protocol::Kind::kHello) {
+    Introduce(std::move(newcomer), std::move(packet));
+  } else if (packet.message.kind == protocol::Kind::kInspect) {
+    protocol::Message answer = NewPacket(protocol::Kind::kReply);
+    const bool same = packet.message.version == protocol::kVersion;
+    answer.status = same ? protocol::Status::kOk : protocol::Status::kVersion;
+    SendPacket(packet.fds[0].get(), answer, same ? segment_.fd.get() : -1);
+  }
+  return EventLoop::Progress::kDrained;
+}
+
+void PagerCore::Introduce(Newcomer newcomer, Packet hello) {
+  const absl::StatusOr<Peer> peer = PeerOf(newcomer.channel.fd.get());
+  if (!peer.ok()) return;
+  if (hello.message.version == protocol::kVersion) {
+    auto guest = std::make_unique<Guest>();
+    if (tables_.AddGuest(peer->pid, peer->uid, &guest->id) != TableStatus::kOk) return;
+    guest->uid = peer->uid;
+    guest->program = hello.message.text;
+    guest->channel = std::move(newcomer.channel);
+    WatchChannel(*guests_.Add(std::move(guest)));
+  }
+  session_.Welcome(hello);
+}
+
+void PagerCore::WatchChannel(Guest& guest) {
+  guest.channel.watch =
+      loop_->Watch(guest.channel.fd.get(), [this, id = guest.id] { return OnChannel(id); });
+  most_guests_ = std::max(most_guests_, guests_.size());
+}
+
+void PagerCore::AddChild(Guest& parent, GuestId child, UniqueFd channel) {
+  WantCredentials(channel.get());
+  auto guest = std::make_unique<Guest>();
+  guest->id = child;
+  guest->uid = parent.uid;
+  guest->program = parent.program;
+  guest->channel.fd = std::move(channel);
+  WatchChannel(*guests_.Add(std::move(guest)));
+}
+
+void PagerCore::WatchGuest(Guest& guest, UniqueFd uffd, pid_t pid) {
+  guest.pid = pid;
+  tables_.SetGuestPid(guest.id, pid);
+  guest.pidfd.fd.reset(static_cast<int>(syscall(SYS_pidfd_open, pid, 0)));
+  if (guest.pidfd.fd.ok()) {
+    guest.pidfd.watch = loop_->Watch(guest.pidfd.fd.get(), [this, id = guest.id] {
+      EndGuest(id);
+      return EventLoop::Progress::kDrained;
+    });
+  }
+  if (!uffd.ok()) return;
+  guest.uffd.fd = std::move(uffd);
+  guest.uffd.watch = loop_->Watch(guest.uffd.fd.get(), [this, id = guest.id] {
+    Guest* found = guests_.Find(id);
+    return found == nullptr ? EventLoop::Progress::kDrained : resolver_.Drain(*found);
+  });
+}
+
+EventLoop::Progress PagerCore::OnChannel(GuestId id) {
+  for (int turn = 0; turn < kPacketsPerTurn; ++turn) {
+    Guest* guest = guests_.Find(id);
+    if (guest == nullptr) return EventLoop::Progress::kDrained;
+    Packet packet;
+    const ReceiveResult received = ReceivePacket(guest->channel.fd.get(), &packet);
+    if (received == ReceiveResult::kNothing) return EventLoop::Progress::kDrained;
+    const bool keep = received == ReceiveResult::kPacket &&
+                      packet.message.version == protocol::kVersion &&
+                      session_.OnPacket(*guest, std::move(packet)) == Session::Verdict::kKeep;
+    if (!keep) EndGuest(id);
+  }
+  return EventLoop::Progress::kMore;
+}
+
+void PagerCore::EndGuest(GuestId id) {
+  Guest* guest = guests_.Find(id);
+  if (guest == nullptr) return;
+  guest->channel.Close(loop_.get());
+  guest->uffd.Close(loop_.get());
+  guest->pidfd.Close(loop_.get());
+  orders_.OnGuestGone(id);
+  if (budget_.has_value()) budget_->OnGuestGone(id);
+  session_.Forget(*guest);
+  guests_.Erase(id);
+  EndIfOver();
+}
+
+EventLoop::Progress PagerCore::OnTreeGone() {
+  char byte;
+  // The tree writes nothing; whoever does is read and ignored, or the end would never be seen.
+  const ssize_t got = read(life_.get(), &byte, sizeof(byte));
+  if (got != 0) return got > 0 ? EventLoop::Progress::kMore : EventLoop::Progress::kDrained;
+  tree_ = Tree::kGone;
+  EndIfOver();
+  return EventLoop::Progress::kDrained;
+}
+
+void PagerCore::EndIfOver() {
+  if (options_.lifetime != PagerOptions::Lifetime::kUntilLastGuest) return;
+  if (tree_ == Tree::kGone && guests_.size() == 0) loop_->Stop();
+}
+
+void PagerCore::Tick() {
+  adopter_.Tick();
+  if (guests_.size() == 0 || ++ticks_ % kTicksPerSample != 0) return;
+  resolver_.SetMemory(MemoryNow());
+  const Savings now = MeasureSavings(tables_, files_, guests_);
+  if (now.plain_bytes > best_.plain_bytes) best_ = now;
+}
+
+std::vector<std::string> PagerCore::Report() const {
+  const Session::Ledger& ledger = session_.ledger();
+  const FaultStats stats = tables_.Stats();
+  std::vector<std::string> lines;
+  if (ledger.regions + ledger.adopted == 0) {
+    lines.push_back("managed nothing: no process mapped 8 MiB or more of shared memory");
+  } else {
+    std::string line = absl::StrFormat(
+        "managed %d regions (%d adopted), %s, up to %d processes, %d faults",
+        ledger.regions + ledger.adopted, ledger.adopted, Mebibytes(ledger.region_bytes),
+        most_guests_, stats.Of(FaultCounter::kEvents));
+    if (best_.guests > 0) {
+      absl::StrAppend(&line, "; page tables of ", best_.guests, " processes ",
+                      Mebibytes(best_.page_table_bytes), ", 4 KiB pages would need up to ",
+                      Mebibytes(best_.plain_bytes), " for the shared regions alone");
+    }
+    lines.push_back(line);
+  }
+  if (!ledger.weaker_frames.empty())
+    lines.push_back(absl::StrCat("weaker frames: ", ledger.weaker_frames));
+  if (ledger.refused > 0)
+    lines.push_back(absl::StrCat(ledger.refused, " requests were refused and left to the kernel"));
+  return lines;
+}
+
+}  // namespace hostmm

@@ -1,0 +1,93 @@
+// The pager's state and its loop; pager.h says how it is run.
+//
+// Threads: the loop thread. Owner: RunPager.
+#ifndef HOSTMM_RUNTIME_PAGER_CORE_H_
+#define HOSTMM_RUNTIME_PAGER_CORE_H_
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/status/statusor.h"
+#include "runtime/adopter.h"
+#include "runtime/cli/pager_options.h"
+#include "runtime/event_loop.h"
+#include "runtime/file_table.h"
+#include "runtime/guest.h"
+#include "runtime/orders.h"
+#include "runtime/page_table_budget.h"
+#include "runtime/resolver.h"
+#include "runtime/rung.h"
+#include "runtime/savings.h"
+#include "runtime/session.h"
+#include "runtime/shared_segment.h"
+#include "runtime/worker_pool.h"
+#include "vmm/host_tables.h"
+
+namespace hostmm {
+
+class PagerCore : public SessionHost {
+ public:
+  // Errors: what could not be had, with the remedy.
+  static absl::StatusOr<std::unique_ptr<PagerCore>> Create(const PagerOptions& options, Rung rung);
+
+  // Serves. Errors: the loop broke.
+  absl::Status Run();
+
+  // The lines for the end of `hostmm run`.
+  std::vector<std::string> Report() const;
+
+  // SessionHost.
+  void AddChild(Guest& parent, GuestId child, UniqueFd channel) override;
+  void WatchGuest(Guest& guest, UniqueFd uffd, pid_t pid) override;
+
+ private:
+  // Connected, and has not said yet what it is.
+  struct Newcomer {
+    WatchedFd channel;
+  };
+
+  PagerCore(const PagerOptions& options, Rung rung, SharedSegment segment, HostTables tables,
+            std::unique_ptr<EventLoop> loop, UniqueFd event_fd);
+
+  EventLoop::Progress Accept();
+  EventLoop::Progress OnNewcomer(uint64_t number);
+  void Introduce(Newcomer newcomer, Packet hello);
+  void WatchChannel(Guest& guest);
+  EventLoop::Progress OnChannel(GuestId id);
+  void EndGuest(GuestId id);
+  EventLoop::Progress OnTreeGone();
+  void EndIfOver();
+  void Tick();
+
+  const PagerOptions options_;
+  Rung rung_;
+  SharedSegment segment_;
+  HostTables tables_;
+  std::unique_ptr<EventLoop> loop_;
+  UniqueFd listener_;
+  UniqueFd life_;
+  UniqueFd signals_;
+  WorkerPool pool_;
+  FileTable files_;
+  GuestSet guests_;
+  Orders orders_;
+  std::optional<PageTableBudget> budget_;
+  Adopter adopter_;
+  Resolver resolver_;
+  Session session_;
+  absl::flat_hash_map<uint64_t, Newcomer> newcomers_;
+  uint64_t next_newcomer_ = 0;
+  uint64_t ticks_ = 0;
+  size_t most_guests_ = 0;
+  Savings
+      best_;  // the sample in which the page tables of plain 4 KiB pages would have been largest
+  enum class Tree { kAlive, kGone } tree_ = Tree::kAlive;
+};
+
+}  // namespace hostmm
+
+#endif  // HOSTMM_RUNTIME_PAGER_CORE_H_

@@ -1,0 +1,172 @@
+#include "runtime/resolver.h"
+
+#include <unistd.h>
+
+#include <memory>
+#include <optional>
+
+#include "runtime/page_table_budget.h"
+#include "runtime/uffd_decode.h"
+#include "runtime/userfaultfd.h"
+
+namespace hostmm {
+namespace {
+
+// Events per read(2) and reads per turn: one guest with many threads does not keep the others
+// waiting. Arbitrary.
+constexpr int kEventsPerRead = 16;
+constexpr int kReadsPerTurn = 8;
+
+// Up to this many small pages the loop makes itself: about 1 us each, less than waking a worker and
+// being woken by it.
+constexpr uint64_t kInlinePages = 8;
+
+}  // namespace
+
+EventLoop::Progress Resolver::Drain(Guest& guest) {
+  uffd_msg messages[kEventsPerRead];
+  for (int turn = 0; turn < kReadsPerTurn; ++turn) {
+    const ssize_t got = read(guest.uffd.fd.get(), messages, sizeof(messages));
+    if (got <= 0) return EventLoop::Progress::kDrained;
+    const int count = static_cast<int>(static_cast<size_t>(got) / sizeof(uffd_msg));
+    for (int i = 0; i < count; ++i) {
+      const std::optional<FaultEvent> event = DecodeFault(guest.id, messages[i]);
+      if (event.has_value()) Resolve(guest, Decide(*tables_, *event, climate_));
+    }
+    // Fewer than fit: there was no more. What comes later is a new edge of the poll.
+    if (count < kEventsPerRead) return EventLoop::Progress::kDrained;
+  }
+  return EventLoop::Progress::kMore;
+}
+
+void Resolver::Resolve(Guest& guest, const FaultDecision& decision) {
+  const Waiter waiter{decision.guest, decision.wake_start.value(), decision.wake_bytes};
+  switch (decision.action) {
+    case FaultAction::kPopulate:
+      Populate(decision);
+      return;
+    case FaultAction::kContinue:
+      Continue(guest, decision);
+      return;
+    case FaultAction::kJoin:
+      parked_[KeyOf(decision)].push_back(waiter);
+      break;
+    case FaultAction::kWake:
+      Wake(waiter);
+      break;
+    case FaultAction::kDeny:
+      Deny(waiter);
+      break;
+  }
+  Commit(*tables_, decision, Outcome::kDone, decision.grain);
+}
+
+void Resolver::Populate(const FaultDecision& decision) {
+  std::shared_ptr<const Backing> backing = files_->Find(decision.mm);
+  if (backing == nullptr) return Finish(decision, {Outcome::kFailed, Grain::kSmall});
+  const bool quick = decision.grain == Grain::kSmall && decision.count.value() <= kInlinePages &&
+                     climate_.memory == MemoryClimate::kAmple;
+  if (quick) return Finish(decision, Fill(*backing, decision));
+  auto filled = std::make_shared<Filled>();
+  pool_->Submit(
+      [backing = std::move(backing), decision, filled] { *filled = Fill(*backing, decision); },
+      [this, decision, filled] { Finish(decision, *filled); });
+}
+
+// Makes the frames. Runs on a worker, or inline: touches nothing but the file.
+Resolver::Filled Resolver::Fill(const Backing& backing, const FaultDecision& decision) {
+  const auto outcome = [](Backing::FillResult result) {
+    if (result == Backing::FillResult::kDone) return Outcome::kDone;
+    return result == Backing::FillResult::kOutOfFrames ? Outcome::kOutOfFrames : Outcome::kFailed;
+  };
+  switch (decision.grain) {
+    case Grain::kSmall:
+      return {outcome(backing.FillSmall(decision.first, decision.count)), Grain::kSmall};
+    case Grain::kHuge: {
+      const bool wanted = decision.probe == Probe::kNone ||
+                          backing.Sample(decision.neighbour) == Backing::Use::kUsed;
+      if (wanted || decision.fallback_count.value() == 0) {
+        return {outcome(backing.FillHuge(decision.block)), Grain::kHuge};
+      }
+      return {outcome(backing.FillSmall(decision.fallback_first, decision.fallback_count)),
+              Grain::kSmall};
+    }
+    case Grain::kCollapse: {
+      const Backing::FillResult filled = backing.FillSmall(decision.first, decision.count);
+      if (filled != Backing::FillResult::kDone) return {outcome(filled), Grain::kSmall};
+      const bool huge = backing.Collapse(decision.block) == Backing::FillResult::kDone;
+      return {Outcome::kDone, huge ? Grain::kCollapse : Grain::kSmall};
+    }
+  }
+  return {};
+}
+
+void Resolver::Finish(const FaultDecision& decision, Filled filled) {
+  Commit(*tables_, decision, filled.outcome, filled.actual);
+  const Waiter first{decision.guest, decision.wake_start.value(), decision.wake_bytes};
+  std::vector<Waiter> waiters;
+  if (auto it = parked_.find(KeyOf(decision)); it != parked_.end()) {
+    waiters = std::move(it->second);
+    parked_.erase(it);
+  }
+  waiters.push_back(first);
+  for (const Waiter& waiter : waiters) {
+    // Without frames the kernel answers, as it would without us: SIGBUS, the OOM killer, or a page
+    // after all.
+    if (filled.outcome == Outcome::kDone) {
+      Wake(waiter);
+    } else {
+      Deny(waiter);
+    }
+  }
+}
+
+void Resolver::Continue(Guest& guest, const FaultDecision& decision) {
+  const Waiter waiter{decision.guest, decision.wake_start.value(), decision.wake_bytes};
+  const UffdResult result = UffdContinue(guest.uffd.fd.get(), waiter.va, waiter.bytes);
+  Outcome outcome = Outcome::kDone;
+  if (result == UffdResult::kGuestGone) {
+    outcome = Outcome::kGuestGone;
+  } else if (result != UffdResult::kDone) {
+    // Mapped meanwhile, half done, or the address space is changing: the threads try again and come
+    // back if need be.
+    if (result == UffdResult::kRefused) outcome = Outcome::kFailed;
+    Wake(waiter);
+  }
+  Commit(*tables_, decision, outcome, Grain::kSmall);
+  if (budget_ != nullptr && outcome == Outcome::kDone) budget_->OnMapped(guest, decision);
+}
+
+// Takes the range out of our hands. The kernel wants whole 2 MiB on hugetlb, so those are the
+// second try; without either the fault would come back for ever.
+void Resolver::Deny(const Waiter& waiter) {
+  Guest* guest = guests_->Find(waiter.guest);
+  if (guest == nullptr || !guest->uffd.fd.ok()) return;
+  const uint64_t page = waiter.va & ~(kPageSize - 1);
+  const uint64_t bytes = waiter.bytes == 0 ? kPageSize : waiter.bytes;
+  if (UffdUnregister(guest->uffd.fd.get(), page, bytes) != UffdResult::kDone) {
+    const uint64_t block = page & ~(kBlockSize - 1);
+    UffdUnregister(guest->uffd.fd.get(), block, kBlockSize);
+  }
+  UffdWake(guest->uffd.fd.get(), page, bytes);
+}
+
+void Resolver::Wake(const Waiter& waiter) {
+  Guest* guest = guests_->Find(waiter.guest);
+  // A guest that died meanwhile needs no wake; its userfaultfd closed with it.
+  if (guest == nullptr || !guest->uffd.fd.ok()) return;
+  UffdWake(guest->uffd.fd.get(), waiter.va, waiter.bytes);
+}
+
+Resolver::BlockKey Resolver::KeyOf(const FaultDecision& decision) {
+  return {(static_cast<uint64_t>(decision.mm.generation) << 32) | decision.mm.slot,
+          decision.block.value()};
+}
+
+size_t Resolver::parked() const {
+  size_t count = 0;
+  for (const auto& [key, waiters] : parked_) count += waiters.size();
+  return count;
+}
+
+}  // namespace hostmm

@@ -1,0 +1,81 @@
+// The fault road: from a guest's userfaultfd to the answer. Read resolver.cc top to bottom, or
+// docs/life_of_a_fault.md.
+//
+// Every event read is answered: resolved (populated or continued, then woken), denied (left to the
+// kernel), or parked until the populate that it waits for is done; and every decision is committed
+// exactly once.
+//
+// Threads:  the loop thread. Frames are made by the workers, except a few small pages when memory
+// is ample: those cost
+//           less than handing them over.
+#ifndef HOSTMM_RUNTIME_RESOLVER_H_
+#define HOSTMM_RUNTIME_RESOLVER_H_
+
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+#include "absl/container/flat_hash_map.h"
+#include "runtime/event_loop.h"
+#include "runtime/file_table.h"
+#include "runtime/guest.h"
+#include "runtime/worker_pool.h"
+#include "vmm/fault_policy.h"
+#include "vmm/host_tables.h"
+
+namespace hostmm {
+
+class PageTableBudget;
+
+class Resolver {
+ public:
+  // All outlive the Resolver.
+  Resolver(HostTables* tables, FileTable* files, GuestSet* guests, WorkerPool* pool)
+      : tables_(tables), files_(files), guests_(guests), pool_(pool) {}
+
+  // Tells `budget` what is mapped page by page. Without one nothing is.
+  void SetBudget(PageTableBudget* budget) { budget_ = budget; }
+
+  // Reads and answers the faults of one guest. kMore: a bounded number was read, there may be
+  // others.
+  EventLoop::Progress Drain(Guest& guest);
+
+  void SetMemory(MemoryClimate memory) { climate_.memory = memory; }
+
+  size_t parked() const;
+
+ private:
+  // What a populate came to.
+  struct Filled {
+    Outcome outcome = Outcome::kFailed;
+    Grain actual = Grain::kSmall;
+  };
+  struct Waiter {
+    GuestId guest;
+    uint64_t va;
+    uint64_t bytes;
+  };
+  using BlockKey = std::pair<uint64_t, uint64_t>;  // mm, block
+
+  static Filled Fill(const Backing& backing, const FaultDecision& decision);
+  static BlockKey KeyOf(const FaultDecision& decision);
+
+  void Resolve(Guest& guest, const FaultDecision& decision);
+  void Populate(const FaultDecision& decision);
+  void Finish(const FaultDecision& decision, Filled filled);
+  void Continue(Guest& guest, const FaultDecision& decision);
+  void Deny(const Waiter& waiter);
+  void Wake(const Waiter& waiter);
+
+  HostTables* const tables_;
+  FileTable* const files_;
+  GuestSet* const guests_;
+  WorkerPool* const pool_;
+  PageTableBudget* budget_ = nullptr;
+  Climate climate_;
+  absl::flat_hash_map<BlockKey, std::vector<Waiter>> parked_;
+};
+
+}  // namespace hostmm
+
+#endif  // HOSTMM_RUNTIME_RESOLVER_H_

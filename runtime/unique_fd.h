@@ -1,0 +1,36 @@
+// An owned file descriptor: closed when the owner goes. Not thread-safe; move it, do not share it.
+#ifndef HOSTMM_RUNTIME_UNIQUE_FD_H_
+#define HOSTMM_RUNTIME_UNIQUE_FD_H_
+
+#include <unistd.h>
+
+#include <utility>
+
+namespace hostmm {
+
+class UniqueFd {
+ public:
+  UniqueFd() = default;
+  explicit UniqueFd(int fd) : fd_(fd) {}
+  UniqueFd(UniqueFd&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
+  UniqueFd& operator=(UniqueFd&& other) noexcept {
+    if (this != &other) reset(std::exchange(other.fd_, -1));
+    return *this;
+  }
+  ~UniqueFd() { reset(); }
+
+  int get() const { return fd_; }
+  bool ok() const { return fd_ >= 0; }
+  int release() { return std::exchange(fd_, -1); }
+  void reset(int fd = -1) {
+    if (fd_ >= 0) close(fd_);
+    fd_ = fd;
+  }
+
+ private:
+  int fd_ = -1;
+};
+
+}  // namespace hostmm
+
+#endif  // HOSTMM_RUNTIME_UNIQUE_FD_H_

@@ -1,0 +1,101 @@
+#include "runtime/userfaultfd.h"
+
+#include <fcntl.h>
+#include <sys/syscall.h>
+
+#include <cerrno>
+#include <utility>
+
+#include "runtime/uapi_compat.h"
+
+namespace hostmm {
+namespace {
+
+UffdResult FromErrno(int error) {
+  switch (error) {
+    case EEXIST:
+      return UffdResult::kAlreadyMapped;
+    case EAGAIN:
+      return UffdResult::kRetry;
+    case ESRCH:
+    case ENOENT:
+      return UffdResult::kGuestGone;
+    case EBUSY:
+      return UffdResult::kBusy;
+    default:
+      return UffdResult::kRefused;
+  }
+}
+
+UffdResult RangeIoctl(int uffd, unsigned long request, uint64_t va, uint64_t bytes) {
+  uffdio_range range = {.start = va, .len = bytes};
+  return ioctl(uffd, request, &range) == 0 ? UffdResult::kDone : FromErrno(errno);
+}
+
+// What UFFDIO_API offers on a fresh userfaultfd, or 0.
+uint64_t Features(int uffd) {
+  uffdio_api api = {.api = UFFD_API, .features = 0, .ioctls = 0};
+  return ioctl(uffd, UFFDIO_API, &api) == 0 ? api.features : 0;
+}
+
+}  // namespace
+
+UffdResult UffdRegister(int uffd, uint64_t va, uint64_t bytes, uint64_t modes) {
+  uffdio_register request = {.range = {.start = va, .len = bytes}, .mode = modes, .ioctls = 0};
+  return ioctl(uffd, UFFDIO_REGISTER, &request) == 0 ? UffdResult::kDone : FromErrno(errno);
+}
+
+UffdResult UffdUnregister(int uffd, uint64_t va, uint64_t bytes) {
+  return RangeIoctl(uffd, UFFDIO_UNREGISTER, va, bytes);
+}
+
+UffdResult UffdWake(int uffd, uint64_t va, uint64_t bytes) {
+  return RangeIoctl(uffd, UFFDIO_WAKE, va, bytes);
+}
+
+UffdResult UffdContinue(int uffd, uint64_t va, uint64_t bytes) {
+  uffdio_continue request = {.range = {.start = va, .len = bytes}, .mode = 0, .mapped = 0};
+  if (ioctl(uffd, UFFDIO_CONTINUE, &request) == 0) return UffdResult::kDone;
+  if (errno == EAGAIN && request.mapped > 0) return UffdResult::kPartial;
+  return FromErrno(errno);
+}
+
+UffdAccess ProbeUserfaultfd() {
+  UffdAccess access;
+  UniqueFd device(open("/dev/userfaultfd", O_RDWR | O_CLOEXEC));
+  const int device_error = errno;
+  if (device.ok()) {
+    UniqueFd uffd(ioctl(device.get(), USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK));
+    if (uffd.ok()) access.features = Features(uffd.get());
+  }
+  if (access.features != 0) {
+    access.source = UffdAccess::Source::kDevice;
+    access.device = std::move(device);
+    return access;
+  }
+  // Without UFFD_USER_MODE_ONLY: a userfaultfd that does not see system calls would make pread into
+  // a hole fail.
+  UniqueFd uffd(static_cast<int>(syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK)));
+  if (uffd.ok()) access.features = Features(uffd.get());
+  if (access.features != 0) {
+    access.source = UffdAccess::Source::kSyscall;
+    return access;
+  }
+  if (uffd.ok()) {
+    access.why_not = "userfaultfd lacks its API; remedy: Linux 5.7 or later";
+  } else if (errno == ENOSYS) {
+    access.why_not = "the kernel has no userfaultfd; remedy: CONFIG_USERFAULTFD=y";
+  } else if (device_error == ENOENT) {
+    access.why_not =
+        "no /dev/userfaultfd and userfaultfd(2) is for root; remedy: Linux 6.1, or sysctl "
+        "vm.unprivileged_userfaultfd=1";
+  } else {
+    access.why_not =
+        "no permission for /dev/userfaultfd; remedy: run the pager as root, or give its group "
+        "access "
+        "(chgrp, chmod 660 /dev/userfaultfd)";
+  }
+  return access;
+}
+
+}  // namespace hostmm

@@ -1,0 +1,69 @@
+#include "runtime/worker_pool.h"
+
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include <cstdint>
+#include <utility>
+
+#include "runtime/sys_error.h"
+
+namespace hostmm {
+
+absl::StatusOr<UniqueFd> WorkerPool::NewEventFd() {
+  UniqueFd fd(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+  if (!fd.ok()) return SysError("eventfd");
+  return fd;
+}
+
+WorkerPool::WorkerPool(UniqueFd event_fd, int threads) : event_fd_(std::move(event_fd)) {
+  for (int i = 0; i < threads; ++i) threads_.emplace_back([this] { Work(); });
+}
+
+WorkerPool::~WorkerPool() {
+  {
+    absl::MutexLock lock(&mu_);
+    stopping_ = true;
+  }
+  for (std::thread& thread : threads_) thread.join();
+}
+
+void WorkerPool::Submit(Task work, Task done) {
+  absl::MutexLock lock(&mu_);
+  waiting_.push_back({std::move(work), std::move(done)});
+}
+
+void WorkerPool::RunDone() {
+  uint64_t count;
+  // Reset first: what is done after the read makes the descriptor readable again.
+  (void)!read(event_fd_.get(), &count, sizeof(count));
+  std::deque<Task> now;
+  {
+    absl::MutexLock lock(&mu_);
+    now.swap(done_);
+  }
+  for (const Task& task : now) task();
+}
+
+void WorkerPool::Work() {
+  for (;;) {
+    Job job;
+    {
+      absl::MutexLock lock(&mu_);
+      mu_.Await(absl::Condition(this, &WorkerPool::HasWorkOrStops));
+      if (stopping_) return;
+      job = std::move(waiting_.front());
+      waiting_.pop_front();
+    }
+    job.work();
+    job.work = nullptr;  // what it held (a file's frames) goes here, not on the loop
+    {
+      absl::MutexLock lock(&mu_);
+      done_.push_back(std::move(job.done));
+    }
+    const uint64_t one = 1;
+    (void)!write(event_fd_.get(), &one, sizeof(one));
+  }
+}
+
+}  // namespace hostmm

@@ -1,0 +1,60 @@
+// Threads that fill frames, so that a 2 MiB block (about 250 us, much more when memory is short)
+// never holds up the loop.
+//
+// Flow:     loop thread: Submit(work, done)     worker: work()     loop thread, later: done()
+//           `event_fd` becomes readable when something is done; RunDone then calls what is.
+// Locks:    one mutex over both queues, held for a push or a pop; no other lock is ever taken under
+// it, and neither
+//           work() nor done() runs under it. See the lock order in pager.h.
+// Threads:  Submit and RunDone on the loop thread.
+#ifndef HOSTMM_RUNTIME_WORKER_POOL_H_
+#define HOSTMM_RUNTIME_WORKER_POOL_H_
+
+#include <deque>
+#include <functional>
+#include <thread>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
+#include "runtime/unique_fd.h"
+
+namespace hostmm {
+
+class WorkerPool {
+ public:
+  using Task = std::function<void()>;
+
+  WorkerPool(UniqueFd event_fd, int threads);
+  // Finishes what runs; what waits is dropped.
+  ~WorkerPool();
+
+  static absl::StatusOr<UniqueFd> NewEventFd();
+
+  int event_fd() const { return event_fd_.get(); }
+  void Submit(Task work, Task done) ABSL_LOCKS_EXCLUDED(mu_);
+  void RunDone() ABSL_LOCKS_EXCLUDED(mu_);
+
+ private:
+  struct Job {
+    Task work;
+    Task done;
+  };
+
+  void Work() ABSL_LOCKS_EXCLUDED(mu_);
+  bool HasWorkOrStops() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+    return stopping_ || !waiting_.empty();
+  }
+
+  const UniqueFd event_fd_;
+  absl::Mutex mu_;
+  std::deque<Job> waiting_ ABSL_GUARDED_BY(mu_);
+  std::deque<Task> done_ ABSL_GUARDED_BY(mu_);
+  bool stopping_ ABSL_GUARDED_BY(mu_) = false;
+  std::vector<std::thread> threads_;
+};
+
+}  // namespace hostmm
+
+#endif  // HOSTMM_RUNTIME_WORKER_POOL_H_

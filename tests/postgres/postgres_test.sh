@@ -1,0 +1,5 @@
+#!/usr/bin/env bash
+# Runs postgres_test.py from the runfiles.
+set -euo pipefail
+export HOSTMM_BIN=$PWD PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=$PWD/benchmarks
+exec python3 tests/postgres/postgres_test.py

@@ -1,0 +1,228 @@
+#include "vmm/host_tables.h"
+
+#include <algorithm>
+
+#include "vmm/address_space.h"
+#include "vmm/guest_directory.h"
+#include "vmm/host_mm.h"
+#include "vmm/mm_directory.h"
+#include "vmm/page_table.h"
+#include "vmm/record_pool.h"
+#include "vmm/rmap.h"
+
+namespace hostmm {
+namespace {
+
+// One guest's part of a change of access.
+struct ProtectJob {
+  GuestId guest;
+  AddrRange range;
+  AccessScope scope;
+};
+
+AddrRange RangeOf(GuestAddr va, PageCount length) { return {va, va + length}; }
+
+AddrRange ClippedTo(const Region& region, AddrRange range) {
+  return {std::max(region.va, range.start), std::min(region.end(), range.end)};
+}
+
+// The caller's own regions in the range, or for those whose access is everybody's, all regions that
+// map the same pages.
+std::vector<ProtectJob> PlanProtect(const Segment& segment, GuestId caller, AddrRange range) {
+  std::vector<ProtectJob> jobs;
+  ForEachRegion(segment, caller, [&](const Region& region) {
+    if (region.va >= range.end || region.end() <= range.start) return;
+    const AddrRange part = ClippedTo(region, range);
+    const MmRecord* mm = segment.Find(region.mm);
+    if (MmTraits::Load(*mm).share == ShareMode::kUnshare) {
+      jobs.push_back({caller, part, AccessScope::kCallerOnly});
+      return;
+    }
+    const FilePage first = region.PageAt(part.start);
+    const FilePage end = first + PagesBetween(part.start, part.end);
+    ForEachRegionOfMm(segment, *mm, [&](RecordIndex, const RegionRecord& record) {
+      const Region other = LoadRegion(record);
+      if (other.file_page >= end || other.file_end() <= first) return;
+      jobs.push_back({{record.guest.LoadLow(), record.guest.LoadHigh()},
+                      {other.AddrOf(std::max(first, other.file_page)),
+                       other.AddrOf(std::min(end, other.file_end()))},
+                      AccessScope::kEveryMapper});
+    });
+  });
+  return jobs;
+}
+
+}  // namespace
+
+TableStatus HostTables::CreateMm(const MmSpec& spec, MmId* id) {
+  const WriteSection section(segment_);
+  return MmDirectory(segment_).Create(spec, id);
+}
+
+TableStatus HostTables::PinMm(MmId id) {
+  MmRecord* mm = segment_.Find(id);
+  if (mm == nullptr) return TableStatus::kNoSuchMm;
+  const WriteSection section(segment_);
+  mm->regions_pins.StoreHigh(mm->regions_pins.LoadHigh() + 1);
+  return TableStatus::kOk;
+}
+
+TableStatus HostTables::UnpinMm(MmId id, ReleasedMms* released) {
+  MmRecord* mm = segment_.Find(id);
+  if (mm == nullptr) return TableStatus::kNoSuchMm;
+  assert(mm->regions_pins.LoadHigh() != 0);
+  const WriteSection section(segment_);
+  mm->regions_pins.StoreHigh(mm->regions_pins.LoadHigh() - 1);
+  MmDirectory(segment_).ReleaseIfUnused(id, released);
+  return TableStatus::kOk;
+}
+
+TableStatus HostTables::AddGuest(int32_t pid, uint32_t uid, GuestId* id) {
+  const WriteSection section(segment_);
+  const GuestId added = GuestDirectory(segment_).Add(pid, uid);
+  if (!added.valid()) return TableStatus::kNoSpace;
+  *id = added;
+  return TableStatus::kOk;
+}
+
+TableStatus HostTables::ForkGuest(GuestId parent, GuestId* child) {
+  const GuestRecord* record = segment_.Find(parent);
+  if (record == nullptr) return TableStatus::kNoSuchGuest;
+  const WriteSection section(segment_);
+  GuestDirectory guests(segment_);
+  const GuestId added = guests.Add(0, record->process.LoadHigh());
+  if (!added.valid()) return TableStatus::kNoSpace;
+  const TableStatus status = AddressSpace(segment_, added).CopyFrom(AddressSpace(segment_, parent));
+  if (status != TableStatus::kOk) {
+    guests.Remove(added);
+    return status;
+  }
+  *child = added;
+  return TableStatus::kOk;
+}
+
+TableStatus HostTables::SetGuestPid(GuestId id, int32_t pid) {
+  GuestRecord* record = segment_.Find(id);
+  if (record == nullptr) return TableStatus::kNoSuchGuest;
+  const WriteSection section(segment_);
+  record->process.StoreLow(static_cast<uint32_t>(pid));
+  return TableStatus::kOk;
+}
+
+TableStatus HostTables::RemoveGuest(GuestId id, ReleasedMms* released) {
+  if (segment_.Find(id) == nullptr) return TableStatus::kNoSuchGuest;
+  const WriteSection section(segment_);
+  AddressSpace(segment_, id).UnmapAll(released);
+  GuestDirectory(segment_).Remove(id);
+  return TableStatus::kOk;
+}
+
+TableStatus HostTables::MapRegion(GuestId id, const RegionSpec& spec) {
+  if (segment_.Find(id) == nullptr) return TableStatus::kNoSuchGuest;
+  if (segment_.Find(spec.mm) == nullptr) return TableStatus::kNoSuchMm;
+  if (!FitsInGuest(spec.va, spec.length) || !FitsInFile(spec.file_page, spec.length)) {
+    return TableStatus::kBadRange;
+  }
+  AddressSpace space(segment_, id);
+  if (!space.IsFree(RangeOf(spec.va, spec.length))) return TableStatus::kOverlap;
+  const WriteSection section(segment_);
+  return space.Map(spec, spec.access);
+}
+
+TableStatus HostTables::UnmapRange(GuestId id, GuestAddr va, PageCount length,
+                                   ReleasedMms* released) {
+  if (segment_.Find(id) == nullptr) return TableStatus::kNoSuchGuest;
+  if (!FitsInGuest(va, length)) return TableStatus::kBadRange;
+  const WriteSection section(segment_);
+  return AddressSpace(segment_, id).Unmap(RangeOf(va, length), released);
+}
+
+TableStatus HostTables::ProtectRange(GuestId id, GuestAddr va, PageCount length, AccessSet access) {
+  if (segment_.Find(id) == nullptr) return TableStatus::kNoSuchGuest;
+  if (!FitsInGuest(va, length)) return TableStatus::kBadRange;
+  const std::vector<ProtectJob> jobs = PlanProtect(segment_, id, RangeOf(va, length));
+  uint32_t splits = 0;
+  for (const ProtectJob& job : jobs) {
+    splits += AddressSpace(segment_, job.guest).SplitsAt(job.range);
+  }
+  // All of the mappers or none: a protection that reached only some would be a hole.
+  if (splits > RegionPool(segment_).available()) return TableStatus::kNoSpace;
+  const WriteSection section(segment_);
+  for (const ProtectJob& job : jobs) {
+    [[maybe_unused]] const TableStatus status =
+        AddressSpace(segment_, job.guest).Protect(job.range, access, job.scope);
+    assert(status == TableStatus::kOk);
+  }
+  return TableStatus::kOk;
+}
+
+TableStatus HostTables::FlagRange(GuestId id, GuestAddr va, PageCount length, uint32_t set,
+                                  uint32_t clear) {
+  if (segment_.Find(id) == nullptr) return TableStatus::kNoSuchGuest;
+  if (!FitsInGuest(va, length)) return TableStatus::kBadRange;
+  const WriteSection section(segment_);
+  return AddressSpace(segment_, id).Flag(RangeOf(va, length), set, clear);
+}
+
+TableStatus HostTables::MoveRange(GuestId id, GuestAddr from, PageCount old_len, GuestAddr to,
+                                  PageCount new_len, ReleasedMms* released) {
+  if (segment_.Find(id) == nullptr) return TableStatus::kNoSuchGuest;
+  // An empty old range still names the page at which the second window starts.
+  const PageCount touched = std::max(old_len, PageCount(1));
+  if (!FitsInGuest(from, touched) || !FitsInGuest(to, new_len)) return TableStatus::kBadRange;
+  const AddrRange old_range = RangeOf(from, old_len);
+  const AddrRange new_range = RangeOf(to, new_len);
+  AddressSpace space(segment_, id);
+  if (from == to && new_len <= old_len) {
+    if (new_len == old_len) return TableStatus::kOk;
+    const WriteSection section(segment_);
+    return space.Unmap({new_range.end, old_range.end}, released);
+  }
+  const std::optional<Region> region = FindRegion(id, from);
+  if (!region.has_value() || region->end() < from + touched ||
+      !FitsInFile(region->PageAt(from), new_len)) {
+    return TableStatus::kBadRange;
+  }
+  const WriteSection section(segment_);
+  if (from == to) {
+    if (region->end() != old_range.end) return TableStatus::kOverlap;
+    return space.Grow(old_range.end, new_len - old_len);
+  }
+  if (old_range.start < new_range.end && new_range.start < from + touched) {
+    return TableStatus::kBadRange;
+  }
+  return space.Move(old_range, new_range, released);
+}
+
+TableStatus HostTables::PunchRange(MmId id, FilePage first, PageCount count) {
+  MmRecord* mm = segment_.Find(id);
+  if (mm == nullptr) return TableStatus::kNoSuchMm;
+  if (!FitsInFile(first, count)) return TableStatus::kBadRange;
+  const WriteSection section(segment_);
+  return PageTable(segment_, mm).Punch(first, count);
+}
+
+TableStatus HostTables::SetBlockCollapsed(MmId id, BlockIndex block) {
+  MmRecord* mm = segment_.Find(id);
+  if (mm == nullptr) return TableStatus::kNoSuchMm;
+  PageTable table(segment_, mm);
+  if (!segment_.geometry().HasHugeLeaf() ||
+      block.value() >= BlockCeil(FilePage(0) + table.length()).value() || table.IsTail(block)) {
+    return TableStatus::kBadRange;
+  }
+  const PteSlot slot = table.FindBlock(block);
+  const Pte leaf = table.Leaf(LeafSize::kHuge, FirstPageOf(block));
+  if (slot.entry.is_in_flight()) return TableStatus::kBusy;
+  const WriteSection section(segment_);
+  if (slot.entry.is_table()) {
+    if (table.FillOf(slot.entry.table()).in_flight != 0) return TableStatus::kBusy;
+    table.MergeIntoHuge(block, leaf);
+    return TableStatus::kOk;
+  }
+  const PteSlot made = table.MakeBlock(block);
+  if (!made.exists()) return TableStatus::kNoSpace;
+  table.Replace(made.table, made.index, leaf);
+  return TableStatus::kOk;
+}
+
+}  // namespace hostmm

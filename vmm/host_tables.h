@@ -1,0 +1,121 @@
+// HostTables: the one door through which the segment is changed.
+//
+// What:    guests, their regions, the shared files (mms) and their page tables. This class checks
+//          arguments, brackets each operation for readers and delegates to the parts:
+//          guest_directory, region_map, mm_directory, page_table, table_sharing, rmap.
+// Units:   GuestAddr in bytes; PageCount and FilePage in 4 KiB pages.
+// Memory:  all state is in the segment; this object is a view of it, copying it copies no table.
+// Threads: the pager's loop thread only. Readers use TableReader.
+// Errors:  TableStatus; an operation that is refused has changed nothing.
+
+#ifndef HOSTMM_VMM_HOST_TABLES_H_
+#define HOSTMM_VMM_HOST_TABLES_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "vmm/region.h"
+#include "vmm/segment.h"
+#include "vmm/table_reader.h"
+
+namespace hostmm {
+
+// The mms that an operation destroyed: their last region went and nobody has pinned them. Their
+// frames are the caller's to close. The ids are dead already.
+using ReleasedMms = std::vector<MmId>;
+
+class HostTables {
+ public:
+  using Config = SegmentConfig;
+  using MmSpec = hostmm::MmSpec;
+  using RegionSpec = hostmm::RegionSpec;
+
+  // Bytes that Format needs. REQUIRES: Segment::IsValid(config).
+  static size_t SegmentBytes(const Config& config) { return Segment::Bytes(config); }
+  static HostTables Format(std::span<std::byte> zeroed_segment, const Config& config) {
+    return HostTables(Segment::Format(zeroed_segment, config));
+  }
+
+  // Mms. A new mm has no region and no pin; it lives until an operation would leave it so again.
+  // kBadRange: no length, or longer than the geometry can map. kNoSpace: no record or no table.
+  TableStatus CreateMm(const MmSpec& spec, MmId* id);
+  // A pinned mm outlives its last region.
+  TableStatus PinMm(MmId id);
+  // REQUIRES: pinned. Destroys the mm if this was the last pin and it has no region.
+  TableStatus UnpinMm(MmId id, ReleasedMms* released);
+
+  // Guests. `pid` is 0 for a child that is not known yet.
+  TableStatus AddGuest(int32_t pid, uint32_t uid, GuestId* id);
+  // The child gets the parent's regions, without those that are kDontFork, and shares every table
+  // that the parent shares: only tops are copied.
+  TableStatus ForkGuest(GuestId parent, GuestId* child);
+  TableStatus SetGuestPid(GuestId id, int32_t pid);
+  TableStatus RemoveGuest(GuestId id, ReleasedMms* released);
+
+  // Regions. kBadRange: not page-aligned, empty, or overflowing.
+  // A region may reach behind the end of its file, as in Linux; faults there are denied.
+  TableStatus MapRegion(GuestId id, const RegionSpec& spec);  // kOverlap
+  // Pages that are not mapped are ignored, as munmap does. kNoSpace: a split needs a record.
+  TableStatus UnmapRange(GuestId id, GuestAddr va, PageCount length, ReleasedMms* released);
+  // Changes the access of what is mapped in the range. A region of a kUnshare mm changes for the
+  // caller only, and the caller's upper entries there are unshared until the access is again what
+  // it was when the region was mapped. A region of a kSharedPt or kDedicated mm changes for every
+  // guest that maps the same pages, and for those that map them later. Holes are ignored.
+  TableStatus ProtectRange(GuestId id, GuestAddr va, PageCount length, AccessSet access);
+  // Sets and clears RegionFlags of what is mapped in the range.
+  TableStatus FlagRange(GuestId id, GuestAddr va, PageCount length, uint32_t set, uint32_t clear);
+  // mremap: shrinks, grows or moves [from, from + old_len) to [to, to + new_len), keeping the file
+  // offset. What is mapped at a new place is unmapped first. old_len 0 maps a second window, as
+  // Linux does for shared mappings. kBadRange: the old range is not inside one region, or old and
+  // new range overlap. kOverlap: growing in place would run into the next region.
+  TableStatus MoveRange(GuestId id, GuestAddr from, PageCount old_len, GuestAddr to,
+                        PageCount new_len, ReleasedMms* released);
+
+  // MADV_REMOVE and hole punching: the entries become empty for everybody and tables that become
+  // empty are freed. A huge leaf that is hit in part is split first (kNoSpace). An entry in flight
+  // stays in flight; its Commit decides. The part behind the end of the file is ignored.
+  TableStatus PunchRange(MmId id, FilePage first, PageCount count);
+  // The block is one huge frame now, whatever it was. kBusy: entries of it are in flight.
+  // kBadRange: not wholly inside the file, or the geometry has no such leaf.
+  TableStatus SetBlockCollapsed(MmId id, BlockIndex block);
+
+  // Reading; see table_reader.h.
+  TableReader reader() const { return TableReader(segment_); }
+  template <class Fn>
+  void ForEachGuest(Fn fn) const {
+    reader().ForEachGuest(fn);
+  }
+  template <class Fn>
+  void ForEachMm(Fn fn) const {
+    reader().ForEachMm(fn);
+  }
+  template <class Fn>
+  void ForEachRegion(GuestId id, Fn fn) const {
+    reader().ForEachRegion(id, fn);
+  }
+  template <class Fn>
+  void ForEachMapper(MmId id, BlockIndex block, Fn fn) const {
+    reader().ForEachMapper(id, block, fn);
+  }
+  std::optional<Region> FindRegion(GuestId id, GuestAddr addr) const {
+    return reader().FindRegion(id, addr);
+  }
+  // A default MmInfo (its id is not valid) if `id` names no live mm.
+  MmInfo Info(MmId id) const { return reader().Info(id).value_or(MmInfo{}); }
+  FaultStats Stats() const { return reader().Stats(); }
+
+  // For the other parts of vmm/ (fault_policy, tests). Nobody else writes.
+  const Segment& segment() const { return segment_; }
+
+ private:
+  explicit HostTables(const Segment& segment) : segment_(segment) {}
+
+  Segment segment_;
+};
+
+}  // namespace hostmm
+
+#endif  // HOSTMM_VMM_HOST_TABLES_H_

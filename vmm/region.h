@@ -1,0 +1,83 @@
+// Region: what a guest asked to have mapped (Linux: vma), as a value, and what there is to say
+// about mms and guests.
+//
+// Units:   GuestAddr in bytes, PageCount and FilePage in 4 KiB pages.
+// Threads: values; they hold copies of what was in the segment when they were read.
+// Errors:  none here; HostTables refuses specifications that make no sense.
+
+#ifndef HOSTMM_VMM_REGION_H_
+#define HOSTMM_VMM_REGION_H_
+
+#include <cstdint>
+
+#include "vmm/access.h"
+#include "vmm/units.h"
+
+namespace hostmm {
+
+// Bits of Region::flags.
+enum RegionFlags : uint32_t {
+  kDontFork = 1,   // MADV_DONTFORK: a child has no such region
+  kHintHuge = 2,   // MADV_HUGEPAGE
+  kHintSmall = 4,  // MADV_NOHUGEPAGE
+  kTracked = 8,    // registered for minor faults: every first access is seen, page by page
+};
+inline constexpr uint32_t kAllRegionFlags = kDontFork | kHintHuge | kHintSmall | kTracked;
+
+struct Region {
+  GuestAddr va{};
+  PageCount length{};
+  MmId mm{};
+  FilePage file_page{};  // file page mapped at `va`
+  AccessSet access{};
+  uint32_t flags = 0;
+
+  GuestAddr end() const { return va + length; }
+  FilePage file_end() const { return file_page + length; }
+  FilePage PageAt(GuestAddr addr) const { return file_page + PagesBetween(va, PageFloor(addr)); }
+  GuestAddr AddrOf(FilePage page) const { return va + (page - file_page); }
+  friend bool operator==(const Region&, const Region&) = default;
+};
+
+struct RegionSpec {
+  GuestAddr va{};
+  PageCount length{};
+  MmId mm{};
+  FilePage file_page{};
+  AccessSet access{};
+  uint32_t flags = 0;
+};
+
+struct MmSpec {
+  PageCount length{};
+  FrameKind frames = FrameKind::kHuge;
+  ShareMode share = ShareMode::kUnshare;
+  uint32_t owner_uid = 0;
+  char name[32] = {};  // for people; cut to 31 bytes, need not be unique
+};
+
+struct MmInfo {
+  MmId id{};
+  PageCount length{};
+  FrameKind frames = FrameKind::kHuge;
+  ShareMode share = ShareMode::kUnshare;
+  uint32_t owner_uid = 0;
+  char name[32] = {};
+  PageCount small_pages{};   // entries present at pte level
+  uint64_t huge_blocks = 0;  // entries present at pmd level
+  uint64_t in_flight = 0;    // entries in flight, either level
+  uint32_t regions = 0;      // regions of all guests that map the file
+  uint32_t mappers = 0;      // guests that have at least one of them
+  uint32_t pins = 0;
+};
+
+struct GuestInfo {
+  GuestId id{};
+  int32_t pid = 0;
+  uint32_t uid = 0;
+  uint32_t regions = 0;
+};
+
+}  // namespace hostmm
+
+#endif  // HOSTMM_VMM_REGION_H_
