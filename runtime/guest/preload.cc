@@ -26,7 +26,7 @@ namespace hostmm::guest {
 namespace {
 
 // By which `hostmm run` tells a library of its own build without loading it.
-__attribute__((used)) constexpr char kVersionMark[] = HOSTMM_PRELOAD_MARK;
+__attribute__((used, retain)) constexpr char kVersionMark[] = HOSTMM_PRELOAD_MARK;
 
 __attribute__((constructor)) void AtStart() { Initialize(); }
 
