@@ -6,6 +6,7 @@
 // as the program that runs under the pager.
 //
 //   --pages=N
+//   --cpu=N     the processor that the touching process runs on
 
 #include <errno.h>
 #include <fcntl.h>
@@ -91,8 +92,9 @@ int ReceiveDescriptor(int socket) {
   return fd;
 }
 
-int RunGuest(int socket, int memfd, uint64_t pages) {
+int RunGuest(int socket, int memfd, uint64_t pages, uint64_t cpu) {
   prctl(PR_SET_PDEATHSIG, SIGKILL);
+  if (!PinToProcessor(cpu)) Fail("sched_setaffinity");
   uint8_t* region = MapFile(memfd, pages * kPageBytes);
   const int uffd = OpenUserfaultfd();
   uffdio_register registration = {};
@@ -125,6 +127,7 @@ void Serve(int socket, int uffd) {
 
 int Main(int argc, char** argv) {
   const uint64_t pages = NumberOption(argc, argv, "pages", 16384);
+  const uint64_t cpu = NumberOption(argc, argv, "cpu", 0);
   const int memfd = memfd_create("bare_fault_loop", MFD_CLOEXEC);
   if (memfd < 0 || ftruncate(memfd, static_cast<off_t>(pages * kPageBytes)) != 0) Fail("memfd");
   uint8_t* filled = MapFile(memfd, pages * kPageBytes);
@@ -136,7 +139,7 @@ int Main(int argc, char** argv) {
   if (child < 0) Fail("fork");
   if (child == 0) {
     close(sockets[0]);
-    _exit(RunGuest(sockets[1], memfd, pages));
+    _exit(RunGuest(sockets[1], memfd, pages, cpu));
   }
   close(sockets[1]);
   Serve(sockets[0], ReceiveDescriptor(sockets[0]));

@@ -6,6 +6,7 @@
 // per fault. Plain code: it knows nothing of hostmm.
 //
 //   --pages=N
+//   --cpu=N     the processor that the touching process runs on
 
 #include <sys/mman.h>
 #include <sys/wait.h>
@@ -23,6 +24,7 @@ constexpr uint64_t kPageBytes = 4096;
 
 int Main(int argc, char** argv) {
   const uint64_t pages = NumberOption(argc, argv, "pages", 16384);
+  const uint64_t cpu = NumberOption(argc, argv, "cpu", 0);
   void* mapped =
       mmap(nullptr, pages * kPageBytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
   if (mapped == MAP_FAILED) Fail("mmap of the region");
@@ -32,6 +34,7 @@ int Main(int argc, char** argv) {
   const pid_t child = fork();
   if (child < 0) Fail("fork");
   if (child == 0) {
+    if (!PinToProcessor(cpu)) Fail("sched_setaffinity");
     Report(ToJson(TimeTouches(region, pages)));
     _exit(0);
   }

@@ -1,5 +1,6 @@
 #include "benchmarks/touch_timer.h"
 
+#include <sched.h>
 #include <sys/resource.h>
 #include <time.h>
 
@@ -25,6 +26,13 @@ uint64_t MinorFaults() {
 }
 
 }  // namespace
+
+bool PinToProcessor(uint64_t cpu) {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  CPU_SET(cpu, &set);
+  return sched_setaffinity(0, sizeof(set), &set) == 0;
+}
 
 TouchTimes TimeTouches(volatile uint8_t* base, uint64_t pages) {
   // Filled beforehand: a fault of the vector's own pages must not be among those counted.

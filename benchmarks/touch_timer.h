@@ -22,6 +22,9 @@ struct TouchTimes {
   uint64_t mean_ns;
 };
 
+// Makes the calling thread run on processor `cpu` only. Returns whether that worked.
+bool PinToProcessor(uint64_t cpu);
+
 // Writes to one byte of each of `pages` pages from `base` on, in ascending order. A write, because
 // the kernel maps sixteen pages around a read of a file page when nobody intervenes.
 TouchTimes TimeTouches(volatile uint8_t* base, uint64_t pages);

@@ -94,10 +94,15 @@ HugeHint HintOf(const Region& region) {
   return (region.flags & kHintSmall) != 0 ? HugeHint::kSmall : HugeHint::kNone;
 }
 
+// A neighbour counts as huge also while its populate or its collapse is in flight: its frames are
+// there before we are told, and with many guests in step the next block is touched in between. A
+// chain that broke there would go on in small pages. The probe of its content decides, so that this
+// grants nothing to a sparse toucher.
 HugeNeighbour NeighbourOf(const PageTable& table, BlockIndex block) {
   const auto is_huge = [&](BlockIndex at) {
     const Pte entry = table.FindBlock(at).entry;
-    return entry.is_present() && entry.is_huge();
+    if (entry.is_table()) return table.FillOf(entry.table()).touches > kDenseTouches;
+    return entry.is_leaf() && entry.is_huge();
   };
   if (block.value() != 0 && is_huge(BlockIndex(block.value() - 1))) return HugeNeighbour::kBefore;
   const BlockIndex behind(block.value() + 1);

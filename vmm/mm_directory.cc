@@ -23,7 +23,8 @@ void StoreName(const char (&name)[sizeof(MmSpec::name)], MmRecord* record) {
 TableStatus MmDirectory::Create(const MmSpec& spec, MmId* id) {
   const Geometry& geometry = segment_.geometry();
   const int top_level = geometry.TopLevelFor(spec.length);
-  if (!FitsInFile(FilePage(0), spec.length) || top_level >= geometry.levels) {
+  if (!FitsInFile(FilePage(0), spec.length) || top_level >= geometry.levels ||
+      (spec.frames == FrameKind::kHugetlb && !geometry.HasHugeLeaf())) {
     return TableStatus::kBadRange;
   }
   auto pool = MmPool(segment_);

@@ -51,7 +51,7 @@ inline constexpr uint32_t kMaxRecords = uint32_t{1} << 28;
 enum class AttachStatus : uint8_t {
   kOk,
   kTooSmall,     // not even a header
-  kMisaligned,   // the bytes do not start on a word boundary
+  kMisaligned,   // the bytes do not start on a 64-byte boundary
   kBadMagic,     // not a segment, or not formatted yet
   kBadVersion,   // a segment of another version of this library
   kBadGeometry,  // geometry or array sizes that this library cannot use

@@ -3,7 +3,8 @@
 //
 // Units:   raw page numbers; guests and mms are named by their order of appearance.
 // Threads: none.
-// Errors:  the model is asked only for what succeeded in the tables; it says whether that was right.
+// Errors:  the model is asked only for what succeeded in the tables; it says whether that was
+// right.
 
 #ifndef HOSTMM_VMM_TABLE_MODEL_H_
 #define HOSTMM_VMM_TABLE_MODEL_H_
@@ -28,9 +29,9 @@ struct ModelMapping {
 };
 
 struct ModelGuest {
-  GuestId id;
+  GuestId id{};
   bool alive = true;
-  std::map<uint64_t, ModelMapping> pages;  // by page number of the address
+  std::map<uint64_t, ModelMapping> pages{};  // by page number of the address
 };
 
 struct ModelEntry {
@@ -40,12 +41,12 @@ struct ModelEntry {
 };
 
 struct ModelMm {
-  MmId id;
+  MmId id{};
   bool alive = true;
   uint64_t length = 0;
-  MmSpec spec;
+  MmSpec spec{};
   uint32_t pins = 0;
-  std::map<uint64_t, ModelEntry> entries;  // by file page; absent = empty
+  std::map<uint64_t, ModelEntry> entries{};  // by file page; absent = empty
 
   ModelEntry At(uint64_t page) const {
     const auto it = entries.find(page);
@@ -91,8 +92,7 @@ class TableModel {
   std::optional<std::string> CompareMm(const HostTables& tables, const ModelMm& mm) const;
   std::optional<std::string> DecidedMissing(ModelMm& mm, uint64_t page, const FaultEvent& event,
                                             const FaultDecision& decision);
-  std::optional<std::string> DecidedMinor(ModelMm& mm, uint64_t page,
-                                          const FaultDecision& decision,
+  std::optional<std::string> DecidedMinor(ModelMm& mm, uint64_t page, const FaultDecision& decision,
                                           const HostTables& tables);
   std::optional<size_t> IndexOf(MmId id) const;
 };

@@ -22,10 +22,14 @@ class TestSegment {
  public:
   explicit TestSegment(const SegmentConfig& config = {})
       : size_(HostTables::SegmentBytes(config)),
-        memory_(Allocate(size_)),
+        memory_(Allocate(size_ + kPageSize)),
         tables(HostTables::Format(bytes(), config)) {}
 
-  std::span<std::byte> bytes() { return {memory_.get(), size_}; }
+  std::span<std::byte> bytes() {
+    void* start = memory_.get();
+    size_t room = size_ + kPageSize;
+    return {static_cast<std::byte*>(std::align(kPageSize, size_, start, room)), size_};
+  }
   TableReader reader() const { return tables.reader(); }
 
   // The common beginning of a test. Both end the test if they fail.
@@ -62,11 +66,8 @@ class TestSegment {
 };
 
 // A geometry whose spans are small, so that small files have several of them: 4 blocks (8 MiB).
-inline constexpr Geometry kSmallSpans{.page_shift = 12,
-                                      .bits = {9, 2, 4, 4},
-                                      .huge_leaf_level = 1,
-                                      .share_level = 0,
-                                      .levels = 4};
+inline constexpr Geometry kSmallSpans{
+    .page_shift = 12, .bits = {9, 2, 4, 4}, .huge_leaf_level = 1, .share_level = 0, .levels = 4};
 // The same with segments, as kPowerPcSegments has them.
 inline constexpr Geometry kSmallSegments{.page_shift = 12,
                                          .bits = {9, 2, 4, 4},

@@ -3,9 +3,12 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <optional>
 #include <string>
+#include <string_view>
 #include <variant>
 #include <vector>
 
@@ -13,6 +16,7 @@
 #include "runtime/cli/help.h"
 #include "runtime/cli/inspect_command.h"
 #include "runtime/cli/options.h"
+#include "runtime/cli/preload_library.h"
 #include "runtime/cli/run_command.h"
 #include "runtime/cli/service_command.h"
 #include "runtime/cli/version.h"
@@ -43,6 +47,35 @@ void OpenStandardFiles() {
   if (fd > 2) close(fd);
 }
 
+// `preload` without our library, as LD_PRELOAD has it: names parted by blanks or colons. nullopt:
+// it is not in it.
+std::optional<std::string> WithoutOurLibrary(std::string_view preload) {
+  std::optional<std::string> found;
+  std::string rest;
+  while (!preload.empty()) {
+    const std::string_view name = preload.substr(0, preload.find_first_of(" :"));
+    if (name.substr(name.rfind('/') + 1) == kPreloadFileName) {
+      found.emplace();
+    } else if (!name.empty()) {
+      rest.append(rest.empty() ? "" : ":").append(name);
+    }
+    preload.remove_prefix(std::min(name.size() + 1, preload.size()));
+  }
+  if (found.has_value()) found = rest;
+  return found;
+}
+
+// A `hostmm` inside the tree of another one would have its own segments managed by the outer pager.
+// The loader is past by now, so it starts itself again without the library. Goes on as it is if
+// that fails.
+void LeaveOuterHostmm(char** argv) {
+  const char* preload = std::getenv("LD_PRELOAD");
+  if (preload == nullptr) return;
+  const std::optional<std::string> rest = WithoutOurLibrary(preload);
+  if (!rest.has_value()) return;
+  if (setenv("LD_PRELOAD", rest->c_str(), 1) == 0) execv("/proc/self/exe", argv);
+}
+
 class Dispatcher {
  public:
   explicit Dispatcher(const PagerFunction& pager) : pager_(pager) {}
@@ -62,6 +95,7 @@ class Dispatcher {
 
 int CliMain(int argc, char** argv, const PagerFunction& pager) {
   OpenStandardFiles();
+  LeaveOuterHostmm(argv);
   std::vector<std::string> args;
   for (int i = 1; i < argc; ++i) args.emplace_back(argv[i]);
   const char* socket = std::getenv("HOSTMM_SOCKET");

@@ -326,13 +326,9 @@ void Judgement::OpenFiles() {
 
 void Judgement::LockedMemory() {
   const uint64_t bytes = host_.limits.locked_bytes;
-  if (host_.user == 0 || bytes == UINT64_MAX) {
-    Say(Level::kOk, "locked-memory", "the pager may lock its tables");
-  } else {
-    Say(Level::kOk, "locked-memory",
-        "limit " + std::to_string(bytes >> 10) + " KiB: the pager's tables may be swapped out",
-        "sudo prlimit --pid $$ --memlock=unlimited (or LimitMEMLOCK= of the service)");
-  }
+  Say(Level::kOk, "locked-memory",
+      "limit " + (bytes == UINT64_MAX ? "unlimited" : std::to_string(bytes >> 10) + " KiB") +
+          ": for MAP_LOCKED and mlock of programs; hostmm locks nothing itself");
 }
 
 void Judgement::Processes() {
@@ -359,17 +355,20 @@ void Judgement::MapCount() {
 }
 
 void Judgement::Preload() {
-  if (const Failure* failure = FailureOf(library_)) {
+  std::optional<Failure> failure;
+  if (const Failure* absent = FailureOf(library_)) {
+    failure = *absent;
+  } else {
+    failure = CheckPreloadVersion(std::get<PreloadLibrary>(library_));
+  }
+  if (failure.has_value()) {
     CannotRun();
-    Say(Level::kFail, "preload", failure->text, "tools/build");
+    // The failure's own remedy is in its text, behind the semicolon.
+    const size_t end = failure->text.rfind("; ");
+    Say(Level::kFail, "preload", failure->text.substr(0, end), failure->text.substr(end + 2));
     return;
   }
   const PreloadLibrary& library = std::get<PreloadLibrary>(library_);
-  if (const auto failure = CheckPreloadVersion(library)) {
-    CannotRun();
-    Say(Level::kFail, "preload", failure->text, "tools/build");
-    return;
-  }
   std::string fact = library.path + " of version " + library.version;
   if (library.reach == Reach::kOwnerOnly) {
     fact += "; other users cannot read it there: 'run' gives them a copy, 'run --pager' cannot";
