@@ -77,7 +77,12 @@ absl::StatusOr<Backing> Backing::Create(FrameKind kind, UniqueFd file, PageCount
 }
 
 Backing::FillResult Backing::FillHuge(BlockIndex block) const {
-  return Populate(huge_base_ + block.value() * kBlockSize, kBlockSize);
+  std::byte* start = huge_base_ + block.value() * kBlockSize;
+  const FillResult result = Populate(start, kBlockSize);
+  // The frame stays in the file. Left mapped here, all guests' memory would count as the pager's,
+  // and the OOM killer would take the pager first.
+  madvise(start, kBlockSize, MADV_DONTNEED);
+  return result;
 }
 
 Backing::FillResult Backing::FillSmall(FilePage first, PageCount count) const {
@@ -93,9 +98,12 @@ Backing::FillResult Backing::FillSmall(FilePage first, PageCount count) const {
 }
 
 Backing::FillResult Backing::Collapse(BlockIndex block) const {
-  const int result = madvise(huge_base_ + block.value() * kBlockSize, kBlockSize, MADV_COLLAPSE);
-  if (result == 0) return FillResult::kDone;
-  return errno == ENOMEM ? FillResult::kOutOfFrames : FillResult::kRefused;
+  std::byte* start = huge_base_ + block.value() * kBlockSize;
+  if (madvise(start, kBlockSize, MADV_COLLAPSE) != 0) {
+    return errno == ENOMEM ? FillResult::kOutOfFrames : FillResult::kRefused;
+  }
+  madvise(start, kBlockSize, MADV_DONTNEED);  // as in FillHuge
+  return FillResult::kDone;
 }
 
 Backing::Use Backing::Sample(BlockIndex block) const {

@@ -179,6 +179,7 @@ FaultDecision PopulateHuge(const FaultPlace& place, PageTable& table, const Dens
                            HugeNeighbour neighbour) {
   const PteSlot slot = table.MakeBlock(place.block);
   if (!slot.exists()) return Untracked(place, table);
+  assert(slot.entry.is_empty());
   table.Replace(slot.table, slot.index,
                 table.LeafInFlight(LeafSize::kHuge, FirstPageOf(place.block)));
   FaultDecision decision =
@@ -238,33 +239,48 @@ FaultDecision DecideMissing(const Segment& segment, const FaultPlace& place, Pag
   return decision;
 }
 
-FaultDecision DecideMinor(const FaultPlace& place, PageTable& table) {
-  const PteSlot block = table.FindBlock(place.block);
-  if (block.entry.is_in_flight()) return Join(place);
-  PageRange range = WindowAround(place, place.climate.tracked_around, table.length());
-  if (block.entry.is_present()) {
-    return Answer(place, FaultAction::kContinue, FaultCause::kPresent, Grain::kSmall, range);
-  }
-  const PteSlot page = table.FindPage(place.page);
-  if (page.entry.is_in_flight()) return Join(place);
-  if (page.entry.is_present()) {
-    const auto is_present = [&](FilePage at) {
-      return table.EntryAt(page.table, IndexInBlock(at)).is_present();
-    };
-    FilePage begin = place.page;
-    while (begin > range.begin && is_present(begin - PageCount(1))) begin = begin - PageCount(1);
-    FilePage end = place.page + PageCount(1);
-    while (end < range.end && is_present(end)) end = end + PageCount(1);
-    return Answer(place, FaultAction::kContinue, FaultCause::kPresent, Grain::kSmall, {begin, end});
-  }
-  // It exists in the file, or the kernel would not call it minor. Not to know it for want of a node
-  // is no reason not to answer.
+// A minor fault on an entry that we hold to be empty. It exists in the file, or the kernel would
+// not call it minor. Not to know it for want of a node is no reason not to answer.
+FaultDecision LearnPresent(const FaultPlace& place, PageTable& table) {
   const HostOffset small = table.MakeSmallTable(place.block);
   if (small != kNullOffset) {
     table.Replace(small, IndexInBlock(place.page), table.Leaf(LeafSize::kSmall, place.page));
   }
   return Answer(place, FaultAction::kContinue, FaultCause::kUnknownPresent, Grain::kSmall,
                 OnlyThePage(place));
+}
+
+// hugetlb frames are continued, and known, as whole blocks only.
+FaultDecision DecideMinorHugetlb(const FaultPlace& place, PageTable& table) {
+  const PteSlot block = table.MakeBlock(place.block);
+  const bool known = block.exists() && block.entry.is_present();
+  if (block.exists() && !known) {
+    table.Replace(block.table, block.index, table.Leaf(LeafSize::kHuge, FirstPageOf(place.block)));
+  }
+  return Answer(place, FaultAction::kContinue,
+                known ? FaultCause::kPresent : FaultCause::kUnknownPresent, Grain::kHuge,
+                BlockRange(place));
+}
+
+FaultDecision DecideMinor(const FaultPlace& place, PageTable& table) {
+  const PteSlot block = table.FindBlock(place.block);
+  if (block.entry.is_in_flight()) return Join(place);
+  if (table.traits().frames == FrameKind::kHugetlb) return DecideMinorHugetlb(place, table);
+  const PageRange range = WindowAround(place, place.climate.tracked_around, table.length());
+  if (block.entry.is_present()) {
+    return Answer(place, FaultAction::kContinue, FaultCause::kPresent, Grain::kSmall, range);
+  }
+  const PteSlot page = table.FindPage(place.page);
+  if (page.entry.is_in_flight()) return Join(place);
+  if (!page.entry.is_present()) return LearnPresent(place, table);
+  const auto is_present = [&](FilePage at) {
+    return table.EntryAt(page.table, IndexInBlock(at)).is_present();
+  };
+  FilePage begin = place.page;
+  while (begin > range.begin && is_present(begin - PageCount(1))) begin = begin - PageCount(1);
+  FilePage end = place.page + PageCount(1);
+  while (end < range.end && is_present(end)) end = end + PageCount(1);
+  return Answer(place, FaultAction::kContinue, FaultCause::kPresent, Grain::kSmall, {begin, end});
 }
 
 FaultDecision DecideWriteProtect(const FaultPlace& place) {

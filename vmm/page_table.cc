@@ -178,7 +178,12 @@ TableStatus PageTable::PunchBlock(BlockIndex block, uint64_t begin, uint64_t end
 }
 
 TableStatus PageTable::Punch(FilePage first, PageCount count) {
-  const FilePage end = std::min(first + count, FilePage(0) + length());
+  FilePage end = std::min(first + count, FilePage(0) + length());
+  if (traits_.frames == FrameKind::kHugetlb) {
+    // The kernel only wipes a huge page that is punched in part; the frame stays.
+    first = FirstPageOf(BlockCeil(first));
+    if (end < FilePage(0) + length()) end = FirstPageOf(BlockFloor(end));
+  }
   if (first >= end) return TableStatus::kOk;
   const auto is_present_huge = [this](BlockIndex block) {
     const Pte entry = FindBlock(block).entry;

@@ -17,15 +17,19 @@ constexpr SegmentConfig kRoomy{
 constexpr SegmentConfig kTight{
     .max_guests = 5, .max_mms = 5, .max_regions = 14, .max_nodes = 30, .geometry = kSmallSpans};
 
+// Tables for some of the blocks only.
+constexpr SegmentConfig kFewNodes{
+    .max_guests = 4, .max_mms = 4, .max_regions = 20, .max_nodes = 6, .geometry = kSmallSpans};
+
 SegmentConfig WithGeometry(SegmentConfig config, const Geometry& geometry) {
   config.geometry = geometry;
   return config;
 }
 
-void RunSeeds(const SegmentConfig& config, uint64_t first_seed, int programs) {
+void RunSeeds(ProgramMix mix, const SegmentConfig& config, uint64_t first_seed, int programs) {
   constexpr size_t kOperations = 250;
   for (uint64_t seed = first_seed; seed < first_seed + programs; ++seed) {
-    const Program program = GenerateProgram(seed, kOperations);
+    const Program program = GenerateProgram(mix, seed, kOperations);
     const auto failure = RunProgram(config, program);
     if (!failure.has_value()) continue;
     const Program small = Shrink(config, program);
@@ -35,16 +39,25 @@ void RunSeeds(const SegmentConfig& config, uint64_t first_seed, int programs) {
   }
 }
 
-TEST(ProgramTest, SmallSpans) { RunSeeds(WithGeometry(kRoomy, kSmallSpans), 1, 25); }
-TEST(ProgramTest, X8664) { RunSeeds(kRoomy, 1000, 15); }
-TEST(ProgramTest, Segments) { RunSeeds(WithGeometry(kRoomy, kSmallSegments), 2000, 15); }
-TEST(ProgramTest, PoolsRunOut) { RunSeeds(kTight, 3000, 40); }
+TEST(ProgramTest, SmallSpans) {
+  RunSeeds(ProgramMix::kEverything, WithGeometry(kRoomy, kSmallSpans), 1, 25);
+}
+TEST(ProgramTest, X8664) { RunSeeds(ProgramMix::kEverything, kRoomy, 1000, 15); }
+TEST(ProgramTest, Segments) {
+  RunSeeds(ProgramMix::kEverything, WithGeometry(kRoomy, kSmallSegments), 2000, 15);
+}
+TEST(ProgramTest, PoolsRunOut) { RunSeeds(ProgramMix::kEverything, kTight, 3000, 40); }
 
-// A checker that never fails checks nothing: a program that breaks its promise must be caught.
+TEST(ProgramTest, Faults) { RunSeeds(ProgramMix::kFaults, kRoomy, 4000, 40); }
+TEST(ProgramTest, FaultsWithoutHugeLeaves) {
+  RunSeeds(ProgramMix::kFaults, WithGeometry(kRoomy, kSmallSegments), 5000, 10);
+}
+TEST(ProgramTest, FaultsWithoutNodes) { RunSeeds(ProgramMix::kFaults, kFewNodes, 6000, 40); }
+
 TEST(ProgramTest, GeneratedProgramsAreNotTrivial) {
   size_t commits = 0;
   size_t faults = 0;
-  for (const ProgramOp& op : GenerateProgram(7, 1000)) {
+  for (const ProgramOp& op : GenerateProgram(ProgramMix::kEverything, 7, 1000)) {
     commits += std::holds_alternative<CommitOp>(op);
     faults += std::holds_alternative<FaultOp>(op);
   }

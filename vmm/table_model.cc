@@ -124,7 +124,11 @@ void TableModel::Fork(size_t parent, GuestId child) {
 
 void TableModel::Punch(size_t mm, uint64_t first, uint64_t pages) {
   ModelMm& model = mms[mm];
-  const uint64_t end = std::min(first + pages, model.length);
+  uint64_t end = std::min(first + pages, model.length);
+  if (model.spec.frames == FrameKind::kHugetlb) {
+    first = (first + kPagesPerBlock - 1) / kPagesPerBlock * kPagesPerBlock;
+    if (end < model.length) end = end / kPagesPerBlock * kPagesPerBlock;
+  }
   for (uint64_t page = first; page < end; ++page) {
     const ModelEntry entry = model.At(page);
     if (entry.state == PageState::kInFlight) {
@@ -211,10 +215,13 @@ std::optional<std::string> TableModel::DecidedMinor(ModelMm& mm, uint64_t page,
     }
     return std::nullopt;
   }
-  if (decision.cause != FaultCause::kUnknownPresent || end - first != 1) return "unknown present";
+  const bool hugetlb = mm.spec.frames == FrameKind::kHugetlb;
+  if (decision.cause != FaultCause::kUnknownPresent) return "unknown present";
+  if (end - first != (hugetlb ? kPagesPerBlock : 1)) return "wrong unit to continue";
   // Without a node for it, the page stays unknown.
-  if (tables.reader().Lookup(mm.id, FilePage(page)).state == PageState::kPresentSmall) {
-    mm.entries[page] = {PageState::kPresentSmall, false, false};
+  const PageState found = tables.reader().Lookup(mm.id, FilePage(page)).state;
+  if (found == (hugetlb ? PageState::kPresentHuge : PageState::kPresentSmall)) {
+    for (uint64_t i = first; i < end; ++i) mm.entries[i] = {found, false, false};
   } else if (tables.reader().Pools().nodes + 4 <= tables.segment().config().max_nodes) {
     return "a page that exists was not remembered";
   }

@@ -211,7 +211,8 @@ class Runner {
   }
   void Do(const CommitOp& op) {
     if (faults_.empty()) return;
-    RunningFault& fault = faults_[op.fault % faults_.size()];
+    // Counted from the youngest.
+    RunningFault& fault = faults_[faults_.size() - 1 - op.fault % faults_.size()];
     if (fault.committed) return;
     fault.committed = true;
     const auto outcome = static_cast<Outcome>(op.outcome);
@@ -230,63 +231,113 @@ class Runner {
 };
 
 // Numbers for the generator: a few addresses and lengths that collide often, and whose alignment is
-// sometimes that of a block or a span.
+// sometimes that of a block or a span. Half of the time it comes back to the place of the last map
+// or fault, because what goes wrong is what happens to the same thing twice.
 class Dice {
  public:
   explicit Dice(uint64_t seed) : random_(seed) {}
 
   uint32_t Below(uint32_t end) { return static_cast<uint32_t>(random_() % end); }
+  bool OneIn(uint32_t count) { return Below(count) == 0; }
   uint32_t Page() {
     constexpr uint32_t kGrains[] = {1, 64, kPagesPerBlock, kPagesPerBlock, 4 * kPagesPerBlock};
     const uint32_t grain = kGrains[Below(std::size(kGrains))];
     return Below(24 * kPagesPerBlock / grain) * grain;
   }
-  uint32_t Pages() {
-    const uint32_t pages = Page();
-    return Below(40) == 0 ? 0 : std::max(1u, pages);
-  }
-  // Guests, mms and faults: mostly the young ones.
+  uint32_t Pages() { return OneIn(40) ? 0 : std::max(1u, Page()); }
   uint32_t Name() { return Below(1000); }
+  // For faults, which are counted from the youngest.
+  uint32_t YoungName() { return OneIn(3) ? Name() : Below(2); }
+
+  MapOp Map() {
+    last_map_ = {Name(), Name(), Page(), Page(), Pages(), Below(8), OneIn(3) ? Below(16) : 0};
+    // Equal alignment more often than chance would have it: only that is shared.
+    if (!OneIn(3)) last_map_.file_page = last_map_.va;
+    return last_map_;
+  }
+  // A range of a guest: the last map's, or any.
+  UnmapOp Range() {
+    if (OneIn(2)) return {Name(), Page(), Pages()};
+    return {last_map_.guest, last_map_.va, OneIn(2) ? last_map_.pages : Pages()};
+  }
+  MoveOp Move() {
+    const UnmapOp from = Range();
+    const uint32_t to = OneIn(2) ? from.va : Page();
+    return {from.guest, from.va, from.pages, to, Pages()};
+  }
+  FaultOp Fault() {
+    if (OneIn(4)) {
+      last_fault_ = {Name(), Page()};
+    } else if (OneIn(3)) {
+      last_fault_ = {last_map_.guest, last_map_.va + Below(std::max(1u, last_map_.pages))};
+    } else {
+      // The same block again, or a neighbour.
+      last_fault_.va = last_fault_.va / kPagesPerBlock * kPagesPerBlock +
+                       Below(OneIn(2) ? kPagesPerBlock : 2 * kPagesPerBlock);
+    }
+    return {last_fault_.guest, last_fault_.va, Below(2), OneIn(6) ? Below(3) : 0, OneIn(5)};
+  }
 
  private:
+  struct Place {
+    uint32_t guest = 0;
+    uint32_t va = 0;
+  };
   std::mt19937_64 random_;
+  MapOp last_map_{};
+  Place last_fault_;
 };
 
 ProgramOp GenerateOp(Dice& dice) {
   const uint32_t kind = dice.Below(100);
-  if (kind < 4) return AddGuestOp{};
-  if (kind < 8) return ForkOp{dice.Name()};
-  if (kind < 11) return RemoveGuestOp{dice.Name()};
-  if (kind < 14) {
+  if (kind < 3) return AddGuestOp{};
+  if (kind < 6) return ForkOp{dice.Name()};
+  if (kind < 8) return RemoveGuestOp{dice.Name()};
+  if (kind < 11) {
     const uint32_t pages = std::max(1u, dice.Page());
-    return CreateMmOp{pages, dice.Below(8) == 0 ? 3 : dice.Below(3), dice.Below(3)};
+    return CreateMmOp{pages, dice.OneIn(8) ? 3 : dice.Below(3), dice.Below(3)};
   }
-  if (kind < 15) return PinOp{dice.Name()};
-  if (kind < 16) return UnpinOp{dice.Name()};
-  if (kind < 28) {
-    return MapOp{dice.Name(),
-                 dice.Name(),
-                 dice.Page(),
-                 dice.Page(),
-                 dice.Pages(),
-                 dice.Below(8),
-                 dice.Below(3) == 0 ? dice.Below(16) : 0};
+  if (kind < 12) return PinOp{dice.Name()};
+  if (kind < 13) return UnpinOp{dice.Name()};
+  if (kind < 22) return dice.Map();
+  if (kind < 26) return dice.Range();
+  if (kind < 30) {
+    const UnmapOp range = dice.Range();
+    return ProtectOp{range.guest, range.va, range.pages, dice.Below(4)};
   }
-  if (kind < 33) return UnmapOp{dice.Name(), dice.Page(), dice.Pages()};
-  if (kind < 38) return ProtectOp{dice.Name(), dice.Page(), dice.Pages(), dice.Below(4)};
-  if (kind < 41) {
+  if (kind < 33) {
+    const UnmapOp range = dice.Range();
+    return FlagOp{range.guest, range.va, range.pages, dice.Below(16), dice.Below(16)};
+  }
+  if (kind < 37) return dice.Move();
+  if (kind < 40) return PunchOp{dice.Name(), dice.Page(), dice.Pages()};
+  if (kind < 42) return CollapseOp{dice.Name(), dice.Below(24)};
+  if (kind < 72) return dice.Fault();
+  return CommitOp{dice.YoungName(), dice.OneIn(4) ? dice.Below(4) : 0, dice.OneIn(4)};
+}
+
+// One guest and one file of a few blocks, mapped whole; its last block is a tail.
+constexpr uint32_t kFaultPages = 6 * kPagesPerBlock + 100;
+
+Program FaultProgramStart(Dice& dice) {
+  return {AddGuestOp{}, CreateMmOp{kFaultPages, dice.Below(3), 0},
+          MapOp{0, 0, 0, 0, kFaultPages, 3, dice.OneIn(3) ? dice.Below(16) : 0}};
+}
+
+ProgramOp GenerateFaultOp(Dice& dice) {
+  const uint32_t kind = dice.Below(100);
+  if (kind < 2) return ForkOp{dice.Name()};
+  if (kind < 3) return CollapseOp{0, dice.Below(7)};
+  if (kind < 5) return PunchOp{0, dice.Page(), dice.Pages()};
+  if (kind < 6) {
     return FlagOp{dice.Name(), dice.Page(), dice.Pages(), dice.Below(16), dice.Below(16)};
   }
-  if (kind < 45) {
-    return MoveOp{dice.Name(), dice.Page(), dice.Pages(), dice.Page(), dice.Pages()};
+  if (kind < 52) {
+    FaultOp fault = dice.Fault();
+    fault.va %= kFaultPages;
+    return fault;
   }
-  if (kind < 49) return PunchOp{dice.Name(), dice.Page(), dice.Pages()};
-  if (kind < 52) return CollapseOp{dice.Name(), dice.Below(24)};
-  if (kind < 78) {
-    return FaultOp{dice.Name(), dice.Page(), dice.Below(2), dice.Below(10) == 0 ? dice.Below(3) : 0,
-                   dice.Below(4) == 0};
-  }
-  return CommitOp{dice.Name(), dice.Below(4) == 0 ? dice.Below(4) : 0, dice.Below(4) == 0};
+  return CommitOp{dice.YoungName(), dice.OneIn(6) ? dice.Below(4) : 0, dice.OneIn(4)};
 }
 
 // Members in order, as an initializer list takes them.
@@ -340,11 +391,13 @@ struct OpPrinter {
 
 }  // namespace
 
-Program GenerateProgram(uint64_t seed, size_t operations) {
+Program GenerateProgram(ProgramMix mix, uint64_t seed, size_t operations) {
   Dice dice(seed);
   Program program;
-  program.reserve(operations);
-  while (program.size() < operations) program.push_back(GenerateOp(dice));
+  if (mix == ProgramMix::kFaults) program = FaultProgramStart(dice);
+  while (program.size() < operations) {
+    program.push_back(mix == ProgramMix::kFaults ? GenerateFaultOp(dice) : GenerateOp(dice));
+  }
   return program;
 }
 

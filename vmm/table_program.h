@@ -70,7 +70,10 @@ using ProgramOp =
                  ProtectOp, FlagOp, MoveOp, PunchOp, CollapseOp, FaultOp, CommitOp>;
 using Program = std::vector<ProgramOp>;
 
-Program GenerateProgram(uint64_t seed, size_t operations);
+// kFaults: one file that is mapped from the start, and little else than faults in it.
+enum class ProgramMix : uint8_t { kEverything, kFaults };
+
+Program GenerateProgram(ProgramMix mix, uint64_t seed, size_t operations);
 std::string ToCpp(const Program& program);
 
 // Runs the program on a fresh segment beside a plain model; compares both, and checks the

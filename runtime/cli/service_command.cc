@@ -12,7 +12,6 @@
 #include <string_view>
 #include <utility>
 
-#include "runtime/cli/command_process.h"
 #include "runtime/cli/control_socket.h"
 
 namespace hostmm {
@@ -47,25 +46,32 @@ std::string ReadLine(const UniqueFd& fd) {
   _exit(0);
 }
 
-// Starts the announcing child. RETURNS its pid, or -1: then nothing is announced, which is no
-// reason not to serve. It ignores the signals that end the pager: a start that fails is told even
-// if somebody is ending us already.
-pid_t StartAnnouncer(UniqueFd ready_read, UniqueFd* ready_write, int listen_fd,
-                     const std::string& socket_path) {
+// Starts the announcing process. RETURNS a descriptor whose end of file says that it has printed;
+// not ok: nothing is announced, which is no reason not to serve. It is nobody's child (the pager
+// would keep it as a zombie), and it ignores the signals that end the pager: a start that fails is
+// told even if somebody is ending us already.
+UniqueFd StartAnnouncer(UniqueFd ready_read, UniqueFd* ready_write, int listen_fd,
+                        const std::string& socket_path) {
+  int ends[2];
+  if (pipe2(ends, O_CLOEXEC) != 0) return UniqueFd();
+  UniqueFd printed(ends[0]);
+  const UniqueFd printing(ends[1]);
   const pid_t pid = fork();
-  if (pid != 0) return pid;
-  ready_write->reset();
-  close(listen_fd);
-  for (const int number : {SIGINT, SIGTERM, SIGHUP}) signal(number, SIG_IGN);
-  AnnounceAndExit(ready_read, socket_path);
+  if (pid == 0) {
+    if (fork() != 0) _exit(0);
+    ready_write->reset();
+    close(listen_fd);
+    for (const int number : {SIGINT, SIGTERM, SIGHUP}) signal(number, SIG_IGN);
+    AnnounceAndExit(ready_read, socket_path);
+  }
+  if (pid > 0) waitpid(pid, nullptr, 0);
+  return printed;
 }
 
-// Lets it print what the pager said last, and reaps it.
-void EndAnnouncer(pid_t announcer) {
-  const UniqueFd pidfd = OpenPidfd(announcer);
-  pollfd wait = {pidfd.get(), POLLIN, 0};
-  if (poll(&wait, 1, kAnnounceDeadlineMs) != 1) kill(announcer, SIGKILL);
-  waitpid(announcer, nullptr, 0);
+// Lets it print what the pager said last.
+void AwaitAnnouncer(const UniqueFd& printed) {
+  pollfd wait = {printed.get(), POLLIN, 0};
+  if (printed.ok()) poll(&wait, 1, kAnnounceDeadlineMs);
 }
 
 }  // namespace
@@ -83,7 +89,7 @@ int RunService(const ServiceOptions& options, const PagerFunction& pager) {
         MakeFailure(ExitStatus::kLimitTooLow, "pipe", ErrnoText(error), "raise 'ulimit -n'"));
   }
   UniqueFd ready_write(ends[1]);
-  const pid_t announcer =
+  const UniqueFd printed =
       StartAnnouncer(UniqueFd(ends[0]), &ready_write, listening.fd.get(), options.socket_path);
 
   PagerOptions pager_options;
@@ -96,7 +102,7 @@ int RunService(const ServiceOptions& options, const PagerFunction& pager) {
   pager_options.strict = options.strictness == Strictness::kStrict;
   const int status = pager(pager_options);
   RemoveSocket(listening);
-  if (announcer > 0) EndAnnouncer(announcer);
+  AwaitAnnouncer(printed);
   return status;
 }
 

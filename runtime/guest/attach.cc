@@ -97,6 +97,19 @@ void RegisterRegions(int uffd) {
   }
 }
 
+// REQUIRES: the lock. The child's own attachment, on the channel that its parent has announced.
+void AttachChildLocked(int channel) {
+  if (channel < 0) return GoOffLocked("the pager could not be told of the fork");
+  g_client.regions.DropDontFork();
+  g_client.channel.Set(channel);
+  const int uffd = g_client.uffd_source == UffdSource::kNone ? -1 : NewUserfaultfd();
+  if (uffd >= 0) RegisterRegions(uffd);
+  if (HandOver(NewMessage(protocol::Kind::kChildAttach), uffd) != Io::kOk) {
+    return GoOffLocked("the pager is gone");
+  }
+  StartAgent(g_client.channel.get());
+}
+
 // The child has its parent's mappings but not the registration with a userfaultfd. It makes its
 // own, registers, and hands it over without waiting for an answer: a fault that comes earlier than
 // the pager simply waits.
@@ -104,20 +117,12 @@ void AfterForkInChild() {
   const int channel = g_client.child_channel;
   g_client.child_channel = -1;
   g_client.channel.Close();
-  if (g_client.phase == Phase::kAttached) {
-    g_client.regions.DropDontFork();
-    if (channel < 0) {
-      GoOffLocked("the pager could not be told of the fork");
-    } else {
-      g_client.channel.Set(channel);
-      const int uffd = g_client.uffd_source == UffdSource::kNone ? -1 : NewUserfaultfd();
-      if (uffd >= 0) RegisterRegions(uffd);
-      if (HandOver(NewMessage(protocol::Kind::kChildAttach), uffd) == Io::kOk) {
-        StartAgent(g_client.channel.get());
-      } else {
-        GoOffLocked("the pager is gone");
-      }
-    }
+  if (g_client.phase == Phase::kAttached && g_client.regions.size() == 0) {
+    // Nothing to look after: like a program that has not mapped anything yet.
+    g_client.uffd_device.Close();
+    g_client.phase = Phase::kCold;
+  } else if (g_client.phase == Phase::kAttached) {
+    AttachChildLocked(channel);
   }
   g_client.lock.Unlock();
 }
@@ -164,8 +169,11 @@ void Initialize() {
   const char* only = getenv("HOSTMM_ONLY");
   g_client.child_channel = -1;
   g_client.quiet = getenv("HOSTMM_QUIET") != nullptr;
-  if (socket == nullptr || strlen(socket) >= sizeof(g_client.socket_path) ||
-      (only != nullptr && only[0] != '\0' && !Listed(only, program_invocation_short_name))) {
+  const bool chosen =
+      only == nullptr || only[0] == '\0' || Listed(only, program_invocation_short_name);
+  // Our own tools look at the segment; inside a tree they would have it adopted.
+  const bool tool = strcmp(program_invocation_short_name, "hostmm") == 0;
+  if (socket == nullptr || strlen(socket) >= sizeof(g_client.socket_path) || !chosen || tool) {
     g_client.phase = Phase::kOff;
     return;
   }

@@ -27,17 +27,23 @@ void ForgetLocked(uint64_t va, uint64_t bytes) {
   if (g_client.regions.Remove(va, bytes)) NoteLocked(RangeMessage(Kind::kUnmap, va, bytes));
 }
 
-// What the caller of mmap asked about the address, made into a reservation. Returns 0 if the plain
-// call must decide.
-uint64_t ReserveFor(uint64_t addr, uint64_t bytes, int flags, uint64_t alignment, uint64_t offset) {
+// Where a new mapping goes. Nothing is there (a reservation), or what is there is to be replaced.
+struct Place {
+  uint64_t va = 0;  // 0: none; the plain call must decide
+  bool reserved = false;
+};
+
+Place ChoosePlace(uint64_t addr, uint64_t bytes, int flags) {
+  const bool replaces = (flags & MAP_FIXED) != 0 && (flags & MAP_FIXED_NOREPLACE) == 0;
+  if (replaces) return {addr, false};
   if (addr != 0) {
-    // Taken, and only a hint: the kernel would look elsewhere, and so do we. MAP_FIXED never comes
-    // here.
     const Reservation hint = ReserveAt(addr, bytes);
-    if (hint == Reservation::kDone) return addr;
-    if ((flags & MAP_FIXED_NOREPLACE) != 0) return 0;
+    if (hint == Reservation::kDone) return {addr, true};
+    if ((flags & MAP_FIXED_NOREPLACE) != 0) return {};
+    // Taken, and only a hint: the kernel would look elsewhere, and so do we.
   }
-  return Reserve(bytes, alignment, offset);
+  const uint64_t alignment = bytes >= kGigabyte ? kGigabyte : kBlock;
+  return {Reserve(bytes, alignment, addr % alignment), true};
 }
 
 // Asks for a file of the pager's frame store that can hold `bytes` from `offset` on.
@@ -65,48 +71,46 @@ long FillAsAsked(uint64_t va, uint64_t bytes, int prot, int flags) {
   return 0;
 }
 
+// Maps `file` as asked. RETURNS: the address, or kPlain; then nothing has changed.
+long MapFile(uint64_t addr, uint64_t bytes, int prot, int flags, int file) {
+  const Place place = ChoosePlace(addr, bytes, flags);
+  if (place.va == 0) return kPlain;
+  const int how = MAP_SHARED | MAP_FIXED | (flags & MAP_NORESERVE);
+  const long got = raw::Call(SYS_mmap, place.va, bytes, prot, how, file, place.va % kBlock);
+  if (!raw::Failed(got)) {
+    if (!place.reserved) ForgetLocked(place.va, bytes);
+    return got;
+  }
+  if (place.reserved) Unreserve(place.va, bytes);
+  return kPlain;
+}
+
 long MapAnonymousLocked(uint64_t addr, uint64_t bytes, int prot, int flags) {
   if (!g_client.regions.HasRoom() || !EnsureAttachedLocked()) return kPlain;
   // The file belongs to this region alone, so its first page may stand where the address asks for
   // it: va = offset (mod 2 MiB) always holds.
-  const uint64_t offset = addr % kBlock;
   Message answer;
   int file = -1;
-  if (CreateFile(bytes, offset, prot, &answer, &file) != Io::kOk) return kPlain;
+  if (CreateFile(bytes, addr % kBlock, prot, &answer, &file) != Io::kOk) return kPlain;
   const bool hugetlb = answer.value[0] == kBlock;
   const uint64_t mapped = hugetlb ? RoundUp(bytes, kBlock) : bytes;
-
-  uint64_t va = 0;
-  if ((flags & MAP_FIXED) != 0 && (flags & MAP_FIXED_NOREPLACE) == 0) {
-    va = addr;
-    ForgetLocked(addr, bytes);
-  } else {
-    const uint64_t alignment = bytes >= kGigabyte ? kGigabyte : kBlock;
-    va = ReserveFor(addr, mapped, flags, alignment, addr % alignment);
-  }
-  long got = kPlain;
-  if (va != 0) {
-    const int keep = flags & (MAP_NORESERVE | MAP_SYNC);
-    got = raw::Call(SYS_mmap, va, mapped, prot, MAP_SHARED | MAP_FIXED | keep, file, va % kBlock);
-    if (raw::Failed(got)) {
-      Unreserve(va, mapped);
-      got = kPlain;
-    }
-  }
+  // A mapping that is longer than asked for must not replace what lies behind.
+  const bool fits = mapped == bytes || (flags & MAP_FIXED) == 0;
+  const long got = fits ? MapFile(addr, mapped, prot, flags, file) : kPlain;
   raw::Call(SYS_close, file);
-  Message map = RangeMessage(Kind::kMap, va, mapped);
+
+  // Sent also when nothing was mapped (length 0): the pager then drops the file.
+  const auto va = static_cast<uint64_t>(got);
+  Message map = RangeMessage(Kind::kMap, va, got == kPlain ? 0 : mapped);
   map.mm = answer.mm;
   map.offset = va % kBlock;
   map.prot = static_cast<uint32_t>(prot);
-  // Sent also when nothing was mapped (length 0): the pager then drops the file.
-  if (got == kPlain) map.length = 0;
   const Io told = AskLocked(map, nullptr, 0, &answer, nullptr);
-  if (got == kPlain) return kPlain;
   // From here on the memory is there and right, whatever the pager says: a region that could not be
   // recorded is served by the kernel from the same huge frames.
-  if (told == Io::kOk) {
-    g_client.regions.Add({va, mapped, va % kBlock, map.mm,
-                          hugetlb ? RegionKind::kOwnHugetlb : RegionKind::kOwnFrames, false});
+  if (got != kPlain && told == Io::kOk) {
+    const RegionKind kind = hugetlb ? RegionKind::kOwnHugetlb : RegionKind::kOwnFrames;
+    g_client.regions.Add({va, mapped, va % kBlock, map.mm, kind, false});
   }
   return got;
 }
@@ -118,6 +122,9 @@ bool Manages(uint64_t va, uint64_t bytes) { return g_client.regions.Overlaps(va,
 long MapAnonymous(uint64_t addr, uint64_t bytes, int prot, int flags) {
   if (CurrentPhase() == Phase::kOff) return kPlain;
   bytes = RoundUp(bytes, kPage);
+  // An overflow, or a fixed address that is none: the kernel has the right answer.
+  if (bytes == 0 || ((flags & MAP_FIXED) != 0 && addr % kPage != 0)) return kPlain;
+  addr -= addr % kPage;
   long got;
   {
     GuestLockHolder hold(g_client.lock);
@@ -142,8 +149,6 @@ long MapShmemFile(uint64_t addr, uint64_t bytes, int prot, int flags, int fd, ui
     va = Reserve(bytes, kBlock, offset);
     if (va == 0) return kPlain;
     fixed |= MAP_FIXED;
-  } else if ((flags & MAP_FIXED) != 0 && Manages(addr, bytes)) {
-    ForgetLocked(addr, bytes);
   }
   const long got = raw::Call(SYS_mmap, va, bytes, prot, fixed, fd, offset);
   if (raw::Failed(got)) {
@@ -151,6 +156,7 @@ long MapShmemFile(uint64_t addr, uint64_t bytes, int prot, int flags, int fd, ui
     return got;
   }
   va = static_cast<uint64_t>(got);
+  ForgetLocked(va, bytes);
   // Only what can be collapsed is worth telling.
   if (va % kBlock == offset % kBlock && g_client.regions.HasRoom() && EnsureAttachedLocked()) {
     Message adopt = RangeMessage(Kind::kAdopt, va, bytes);

@@ -47,7 +47,10 @@ Candidate Classify(size_t length, int flags, int fd) {
   if (type != MAP_SHARED && type != MAP_SHARED_VALIDATE) return Candidate::kNo;
   // Who asks for hugetlb, the low 4 GiB or a growing stack has reasons that we would spoil.
   if ((flags & (MAP_HUGETLB | MAP_32BIT | MAP_GROWSDOWN)) != 0) return Candidate::kNo;
-  if ((flags & MAP_ANONYMOUS) != 0) return Candidate::kAnonymous;
+  if ((flags & MAP_ANONYMOUS) != 0) {
+    // MAP_SHARED_VALIDATE of no file is an error, and the kernel's to report.
+    return type == MAP_SHARED ? Candidate::kAnonymous : Candidate::kNo;
+  }
   struct statfs info = {};
   const bool shmem = raw::Call(SYS_fstatfs, fd, &info) == 0 && info.f_type == TMPFS_MAGIC;
   return shmem ? Candidate::kShmemFile : Candidate::kNo;

@@ -1,6 +1,7 @@
 // The command line as a person and a script meet it, with a pager that manages no memory: every
 // error line and exit status, and the life of `run` and its pager. Process tier; no kernel feature.
 
+#include <poll.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -23,6 +24,7 @@ namespace {
 
 using ::testing::EndsWith;
 using ::testing::HasSubstr;
+using ::testing::IsEmpty;
 using ::testing::Not;
 using ::testing::StartsWith;
 namespace fs = std::filesystem;
@@ -307,11 +309,11 @@ TEST_F(CliTest, PagerHoldsNothingThatItsUserHadOpen) {
                        "sleep 600 >/dev/null 2>&1 " + std::to_string(ends[1]) + ">&- & echo $!"});
   const Outcome outcome = RunToEnd(launch);
   close(ends[1]);
-  char byte = 0;
-  // Blocks for ever if the pager, which stays for the daemon, has the write end.
-  alarm(20);
-  EXPECT_EQ(read(ends[0], &byte, 1), 0);
-  alarm(0);
+  // End of file never comes if the pager, which stays for the daemon, has the write end.
+  EXPECT_TRUE(Eventually([&] {
+    pollfd wait = {ends[0], 0, 0};
+    return poll(&wait, 1, 0) == 1 && (wait.revents & POLLHUP) != 0;
+  }));
   close(ends[0]);
   kill(std::stoi(outcome.out), SIGKILL);
 }
@@ -323,6 +325,7 @@ TEST_F(CliTest, ServiceServesIsInspectedAndEnds) {
   struct stat info = {};
   ASSERT_EQ(stat(socket.c_str(), &info), 0);
   EXPECT_EQ(info.st_mode & 0777, 0600u);
+  EXPECT_THAT(ChildrenNamed(service.pid(), "hostmm"), IsEmpty()) << "not even a zombie";
 
   ExpectRefusal(hostmm_.Run({"pager", "--socket", socket}), ExitStatus::kSocketTaken,
                 "running process serves");
