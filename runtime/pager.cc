@@ -28,6 +28,18 @@ int Fail(int fd, ExitStatus status, std::string_view why) {
   return ToInt(status);
 }
 
+// Which failure it was, for a script.
+ExitStatus StatusOf(const absl::Status& failure) {
+  switch (failure.code()) {
+    case absl::StatusCode::kResourceExhausted:  // ENOMEM, EMFILE
+      return ExitStatus::kLimitTooLow;
+    case absl::StatusCode::kPermissionDenied:
+      return ExitStatus::kNoPermission;
+    default:
+      return ExitStatus::kKernelLacks;
+  }
+}
+
 // Three descriptors per guest.
 void RaiseDescriptorLimit() {
   rlimit limit;
@@ -49,7 +61,7 @@ int RunPager(const PagerOptions& options) {
       absl::StrCat("mode=", rung->uffd.source == UffdAccess::Source::kNone ? "native" : "uffd",
                    " frames=", Name(rung->store.kind()), " why=", rung->why);
   absl::StatusOr<std::unique_ptr<PagerCore>> core = PagerCore::Create(options, *std::move(rung));
-  if (!core.ok()) return Fail(options.ready_fd, ExitStatus::kKernelLacks, core.status().message());
+  if (!core.ok()) return Fail(options.ready_fd, StatusOf(core.status()), core.status().message());
   Say(options.ready_fd, ready);
   if (options.ready_fd >= 0) close(options.ready_fd);
   const absl::Status ended = (*core)->Run();

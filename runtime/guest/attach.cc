@@ -171,9 +171,7 @@ void Initialize() {
   g_client.quiet = getenv("HOSTMM_QUIET") != nullptr;
   const bool chosen =
       only == nullptr || only[0] == '\0' || Listed(only, program_invocation_short_name);
-  // Our own tools look at the segment; inside a tree they would have it adopted.
-  const bool tool = strcmp(program_invocation_short_name, "hostmm") == 0;
-  if (socket == nullptr || strlen(socket) >= sizeof(g_client.socket_path) || !chosen || tool) {
+  if (socket == nullptr || strlen(socket) >= sizeof(g_client.socket_path) || !chosen) {
     g_client.phase = Phase::kOff;
     return;
   }
