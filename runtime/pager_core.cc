@@ -268,8 +268,10 @@ void PagerCore::Tick() {
   adopter_.Tick();
   if (guests_.size() == 0 || ++ticks_ % kTicksPerSample != 0) return;
   resolver_.SetMemory(MemoryNow());
-  const Savings now = MeasureSavings(tables_, files_, guests_);
-  if (now.plain_bytes > best_.plain_bytes) best_ = now;
+  auto now = std::make_shared<Savings>(Survey(tables_, files_, guests_));
+  if (now->plain_bytes <= best_.plain_bytes) return;
+  pool_.Submit([now] { now->page_table_bytes = SumPageTables(now->guests); },
+               [this, now] { best_ = *now; });
 }
 
 std::vector<std::string> PagerCore::Report() const {
@@ -283,8 +285,8 @@ std::vector<std::string> PagerCore::Report() const {
         "managed %d regions (%d adopted), %s, up to %d processes, %d faults",
         ledger.regions + ledger.adopted, ledger.adopted, Mebibytes(ledger.region_bytes),
         most_guests_, stats.Of(FaultCounter::kEvents));
-    if (best_.guests > 0) {
-      absl::StrAppend(&line, "; page tables of ", best_.guests, " processes ",
+    if (!best_.guests.empty()) {
+      absl::StrAppend(&line, "; page tables of ", best_.guests.size(), " processes ",
                       Mebibytes(best_.page_table_bytes), ", 4 KiB pages would need up to ",
                       Mebibytes(best_.plain_bytes), " for the shared regions alone");
     }

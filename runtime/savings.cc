@@ -40,19 +40,24 @@ uint64_t ResidentBytes(const MmInfo& mm, const FileTable& files) {
 
 }  // namespace
 
-Savings MeasureSavings(const HostTables& tables, const FileTable& files, const GuestSet& guests) {
+Savings Survey(const HostTables& tables, const FileTable& files, const GuestSet& guests) {
   absl::flat_hash_map<uint32_t, uint64_t> resident;  // by slot of the mm
   tables.ForEachMm([&](const MmInfo& mm) { resident[mm.id.slot] = ResidentBytes(mm, files); });
   Savings now;
   guests.ForEach([&](const Guest& guest) {
     if (guest.pid == 0) return;
-    ++now.guests;
-    now.page_table_bytes += PageTableBytes(guest.pid);
+    now.guests.push_back(guest.pid);
     tables.ForEachRegion(guest.id, [&](const Region& region) {
       now.plain_bytes += std::min(resident[region.mm.slot], BytesOf(region.length)) / kPageSize * 8;
     });
   });
   return now;
+}
+
+uint64_t SumPageTables(const std::vector<pid_t>& guests) {
+  uint64_t sum = 0;
+  for (const pid_t pid : guests) sum += PageTableBytes(pid);
+  return sum;
 }
 
 }  // namespace hostmm
