@@ -113,7 +113,8 @@ PagerCore::PagerCore(const PagerOptions& options, Rung rung, SharedSegment segme
       pool_(std::move(event_fd), kWorkers),
       files_(&pool_),
       adopter_(&tables_, &guests_, &orders_),
-      resolver_(&tables_, &files_, &guests_, &pool_),
+      collapse_retry_(&tables_, &files_, &pool_),
+      resolver_(&tables_, &files_, &guests_, &pool_, &collapse_retry_),
       session_(TermsOf(options, rung_), &tables_, &files_, &adopter_, &orders_, &rung_.uffd,
                &rung_.store, rung_.second.has_value() ? &*rung_.second : nullptr, this) {}
 
@@ -266,6 +267,7 @@ void PagerCore::EndIfOver() {
 
 void PagerCore::Tick() {
   adopter_.Tick();
+  collapse_retry_.Tick();
   if (guests_.size() == 0 || ++ticks_ % kTicksPerSample != 0) return;
   resolver_.SetMemory(MemoryNow());
   auto now = std::make_shared<Savings>(Survey(tables_, files_, guests_));

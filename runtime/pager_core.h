@@ -14,6 +14,7 @@
 #include "absl/status/statusor.h"
 #include "runtime/adopter.h"
 #include "runtime/cli/pager_options.h"
+#include "runtime/collapse_retry.h"
 #include "runtime/event_loop.h"
 #include "runtime/file_table.h"
 #include "runtime/guest.h"
@@ -77,6 +78,7 @@ class PagerCore : public SessionHost {
   Orders orders_;
   std::optional<PageTableBudget> budget_;
   Adopter adopter_;
+  CollapseRetry collapse_retry_;
   Resolver resolver_;
   Session session_;
   absl::flat_hash_map<uint64_t, Newcomer> newcomers_;

@@ -103,6 +103,9 @@ Resolver::Filled Resolver::Fill(const Backing& backing, const FaultDecision& dec
 
 void Resolver::Finish(const FaultDecision& decision, Filled filled) {
   Commit(*tables_, decision, filled.outcome, filled.actual);
+  const bool stays_small = decision.grain == Grain::kCollapse && filled.outcome == Outcome::kDone &&
+                           filled.actual != Grain::kCollapse;
+  if (stays_small) retry_->Add(decision.mm, decision.block);
   const Waiter first{decision.guest, decision.wake_start.value(), decision.wake_bytes};
   std::vector<Waiter> waiters;
   if (auto it = parked_.find(KeyOf(decision)); it != parked_.end()) {

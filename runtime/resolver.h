@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
+#include "runtime/collapse_retry.h"
 #include "runtime/event_loop.h"
 #include "runtime/file_table.h"
 #include "runtime/guest.h"
@@ -30,8 +31,9 @@ class PageTableBudget;
 class Resolver {
  public:
   // All outlive the Resolver.
-  Resolver(HostTables* tables, FileTable* files, GuestSet* guests, WorkerPool* pool)
-      : tables_(tables), files_(files), guests_(guests), pool_(pool) {}
+  Resolver(HostTables* tables, FileTable* files, GuestSet* guests, WorkerPool* pool,
+           CollapseRetry* retry)
+      : tables_(tables), files_(files), guests_(guests), pool_(pool), retry_(retry) {}
 
   // Tells `budget` what is mapped page by page. Without one nothing is.
   void SetBudget(PageTableBudget* budget) { budget_ = budget; }
@@ -71,6 +73,7 @@ class Resolver {
   FileTable* const files_;
   GuestSet* const guests_;
   WorkerPool* const pool_;
+  CollapseRetry* const retry_;
   PageTableBudget* budget_ = nullptr;
   Climate climate_;
   absl::flat_hash_map<BlockKey, std::vector<Waiter>> parked_;

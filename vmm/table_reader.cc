@@ -15,15 +15,15 @@ constexpr int kWalkAttempts = 100;
 PageView ViewOf(const WalkResult& walk) {
   switch (walk.end) {
     case WalkEnd::kEmpty:
-      return {PageState::kEmpty, AccessSet()};
+      return {.state = PageState::kEmpty};
     case WalkEnd::kDamaged:
-      return {PageState::kUnreadable, AccessSet()};
+      return {.state = PageState::kUnreadable};
     case WalkEnd::kLeaf:
       break;
   }
-  if (walk.entry.is_in_flight()) return {PageState::kInFlight, walk.entry.access()};
-  return {walk.entry.is_huge() ? PageState::kPresentHuge : PageState::kPresentSmall,
-          walk.entry.access()};
+  PageState state = walk.entry.is_huge() ? PageState::kPresentHuge : PageState::kPresentSmall;
+  if (walk.entry.is_in_flight()) state = PageState::kInFlight;
+  return {state, walk.entry.access(), walk.entry.frame()};
 }
 
 }  // namespace
@@ -94,7 +94,7 @@ PageView TableReader::LookupThrough(const Top& which, FilePage page) const {
     }
     if (epoch.Load() == before) return view;
   }
-  return {PageState::kUnreadable, AccessSet()};
+  return {.state = PageState::kUnreadable};
 }
 
 PageView TableReader::Lookup(MmId mm, FilePage page) const {

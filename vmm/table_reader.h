@@ -35,7 +35,8 @@ enum class PageState : uint8_t { kEmpty, kInFlight, kPresentSmall, kPresentHuge,
 
 struct PageView {
   PageState state = PageState::kEmpty;
-  AccessSet access;  // of the entry; what a guest may do is this and the region's
+  AccessSet access{};   // of the entry; what a guest may do is this and the region's
+  FrameNumber frame{};  // the frame, of a huge entry its first; 0 where there is none
 };
 
 // Use of the segment's pools, and what the tables weigh.

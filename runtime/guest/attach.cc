@@ -164,6 +164,18 @@ Io AttachLocked() {
 
 }  // namespace
 
+namespace {
+
+// A child of a raw clone(2) or _Fork has its parent's state, and its parent's channel: what it says
+// there, the pager would do to the parent. (So has a vfork child that maps memory. That ends the
+// attachment of the parent too, which is better than a wrong one.)
+void LeaveIfClonedLocked() {
+  if (g_client.phase != Phase::kAttached || g_client.pid == raw::Call(SYS_getpid)) return;
+  GoOffLocked("it was forked without the handlers of fork");
+}
+
+}  // namespace
+
 void Initialize() {
   const char* socket = getenv("HOSTMM_SOCKET");
   const char* only = getenv("HOSTMM_ONLY");
@@ -176,19 +188,18 @@ void Initialize() {
     return;
   }
   strcpy(g_client.socket_path, socket);
+  // Before the program registers handlers of its own (as far as a constructor can): ours then run
+  // last before fork and first after it. Were the lock taken earlier, a handler that waits for a
+  // lock of the program would wait for ever, if that lock's holder is in one of our hooks.
+  pthread_atfork(BeforeFork, AfterForkInParent, AfterForkInChild);
 }
 
 bool EnsureAttachedLocked() {
+  LeaveIfClonedLocked();
   if (g_client.phase == Phase::kAttached) return true;
   if (g_client.phase == Phase::kOff || g_client.socket_path[0] == '\0') return false;
   if (AttachLocked() != Io::kOk) return false;
   StartAgent(g_client.channel.get());
-  // Registered now and not at start-up, so that a program that maps nothing shared pays nothing.
-  // Last registered, so the parent's side runs first in prepare, and the child's side after the
-  // program's own handlers.
-  static bool registered = false;
-  if (!registered) pthread_atfork(BeforeFork, AfterForkInParent, AfterForkInChild);
-  registered = true;
   __atomic_store_n(&g_client.phase, Phase::kAttached, __ATOMIC_RELEASE);
   return true;
 }
@@ -201,6 +212,7 @@ void GoOffLocked(const char* why) {
 }
 
 void NoteLocked(const protocol::Message& note) {
+  LeaveIfClonedLocked();
   if (g_client.phase != Phase::kAttached) return;
   if (Send(g_client.channel, note, nullptr, 0) != Io::kOk) GoOffLocked("the pager is gone");
 }

@@ -36,6 +36,7 @@ struct Place {
 Place ChoosePlace(uint64_t addr, uint64_t bytes, int flags) {
   const bool replaces = (flags & MAP_FIXED) != 0 && (flags & MAP_FIXED_NOREPLACE) == 0;
   if (replaces) return {addr, false};
+  if (addr == 0 && (flags & MAP_FIXED_NOREPLACE) != 0) return {};
   if (addr != 0) {
     const Reservation hint = ReserveAt(addr, bytes);
     if (hint == Reservation::kDone) return {addr, true};

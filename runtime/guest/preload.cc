@@ -41,9 +41,13 @@ long Finish(long result) {
 
 enum class Candidate { kNo, kAnonymous, kShmemFile };
 
-Candidate Classify(size_t length, int flags, int fd) {
+Candidate Classify(size_t length, int flags, int fd, off_t offset) {
   const int type = flags & MAP_TYPE;
-  if (length < protocol::kMinRegionBytes) return Candidate::kNo;
+  // A length that overflows when rounded up to pages, or an offset inside a page, is the kernel's
+  // to refuse, with its own errno.
+  constexpr uint64_t kPageMask = 4095;
+  if (length < protocol::kMinRegionBytes || length > ~kPageMask) return Candidate::kNo;
+  if ((static_cast<uint64_t>(offset) & kPageMask) != 0) return Candidate::kNo;
   if (type != MAP_SHARED && type != MAP_SHARED_VALIDATE) return Candidate::kNo;
   // Who asks for hugetlb, the low 4 GiB or a growing stack has reasons that we would spoil.
   if ((flags & (MAP_HUGETLB | MAP_32BIT | MAP_GROWSDOWN)) != 0) return Candidate::kNo;
@@ -58,7 +62,7 @@ Candidate Classify(size_t length, int flags, int fd) {
 
 long DoMmap(void* addr, size_t length, int prot, int flags, int fd, off_t offset) {
   long result = kPlain;
-  switch (Classify(length, flags, fd)) {
+  switch (Classify(length, flags, fd, offset)) {
     case Candidate::kAnonymous:
       result = MapAnonymous(Address(addr), length, prot, flags);
       break;
