@@ -102,6 +102,7 @@ PageView TableReader::Lookup(MmId mm, FilePage page) const {
 }
 
 PageView TableReader::LookupFrom(GuestId guest, MmId mm, FilePage page) const {
+  if (!guest.valid()) return {};
   const PageView view = LookupThrough({guest, mm}, page);
   // Where the guest does not share, it reads through the canonical top.
   return view.state == PageState::kEmpty ? Lookup(mm, page) : view;

@@ -66,30 +66,35 @@ void CarryOut(const protocol::Message& order, protocol::Message* done) {
   }
 }
 
-int AgentMain(void* argument) {
-  const int channel = static_cast<int>(reinterpret_cast<intptr_t>(argument));
+// The agent's own copy: the client may go off, and clear its own, at any time.
+GuardedFd g_channel;
+
+int AgentMain(void*) {
   raw::Call(SYS_prctl, PR_SET_NAME, "hostmm-agent");
   protocol::Message order;
-  while (Receive(channel, &order, nullptr) == Io::kOk) {
+  // Before each use: the program may have closed our descriptor and got its number for a socket of
+  // its own.
+  while (g_channel.IsOurs() && Receive(g_channel.get(), &order, nullptr) == Io::kOk) {
     if (order.kind != protocol::Kind::kOrder) continue;
     protocol::Message done = NewMessage(protocol::Kind::kOrderDone);
     done.order = order.order;
     done.op = order.op;
     CarryOut(order, &done);
-    raw::Call(SYS_sendto, channel, &done, sizeof(done), MSG_NOSIGNAL, nullptr, 0);
+    if (!g_channel.IsOurs()) break;
+    raw::Call(SYS_sendto, g_channel.get(), &done, sizeof(done), MSG_NOSIGNAL, nullptr, 0);
   }
   return 0;
 }
 
 }  // namespace
 
-AgentStart StartAgent(int channel_fd) {
+AgentStart StartAgent(const GuardedFd& channel) {
+  g_channel = channel;
   // The new thread inherits the mask: no signal of the program may ever be handled on this stack.
   const uint64_t mask = BlockSignals();
   const int flags =
       CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM;
-  const int tid = clone(AgentMain, g_stack + sizeof(g_stack), flags,
-                        reinterpret_cast<void*>(static_cast<intptr_t>(channel_fd)));
+  const int tid = clone(AgentMain, g_stack + sizeof(g_stack), flags, nullptr);
   RestoreSignals(mask);
   return tid > 0 ? AgentStart::kStarted : AgentStart::kRefused;
 }

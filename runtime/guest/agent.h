@@ -6,14 +6,16 @@
 #ifndef HOSTMM_RUNTIME_GUEST_AGENT_H_
 #define HOSTMM_RUNTIME_GUEST_AGENT_H_
 
+#include "runtime/guest/channel.h"
+
 namespace hostmm::guest {
 
-// Starts the agent of this process on `channel_fd`. Call it once per process: there is one stack.
+// Starts the agent of this process on `channel`. Call it once per process: there is one stack.
 // RETURNS: whether the kernel made the thread (RLIMIT_NPROC may be used up). Without it the guest
 // works; it only does
 //          not get orders.
 enum class AgentStart { kStarted, kRefused };
-AgentStart StartAgent(int channel_fd);
+AgentStart StartAgent(const GuardedFd& channel);
 
 }  // namespace hostmm::guest
 

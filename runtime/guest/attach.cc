@@ -60,9 +60,18 @@ Io HandOver(const protocol::Message& message, int uffd) {
   return sent;
 }
 
+// A child of a raw clone(2) or _Fork has its parent's state, and its parent's channel: what it says
+// there, the pager would do to the parent. (So has a vfork child that maps memory. That ends the
+// attachment of the parent too, which is better than a wrong one.)
+void LeaveIfClonedLocked() {
+  if (g_client.phase != Phase::kAttached || g_client.pid == raw::Call(SYS_getpid)) return;
+  GoOffLocked("it was forked without the handlers of fork");
+}
+
 void BeforeFork() {
   g_client.lock.Lock();
   g_client.child_channel = -1;
+  LeaveIfClonedLocked();
   if (g_client.phase != Phase::kAttached || g_client.regions.size() == 0) return;
   int pair[2];
   if (raw::Failed(raw::Call(SYS_socketpair, AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, &pair[0]))) {
@@ -101,13 +110,14 @@ void RegisterRegions(int uffd) {
 void AttachChildLocked(int channel) {
   if (channel < 0) return GoOffLocked("the pager could not be told of the fork");
   g_client.regions.DropDontFork();
+  g_client.pid = static_cast<int>(raw::Call(SYS_getpid));
   g_client.channel.Set(channel);
   const int uffd = g_client.uffd_source == UffdSource::kNone ? -1 : NewUserfaultfd();
   if (uffd >= 0) RegisterRegions(uffd);
   if (HandOver(NewMessage(protocol::Kind::kChildAttach), uffd) != Io::kOk) {
     return GoOffLocked("the pager is gone");
   }
-  StartAgent(g_client.channel.get());
+  StartAgent(g_client.channel);
 }
 
 // The child has its parent's mappings but not the registration with a userfaultfd. It makes its
@@ -128,6 +138,7 @@ void AfterForkInChild() {
 }
 
 Io AttachLocked() {
+  g_client.pid = static_cast<int>(raw::Call(SYS_getpid));
   const int fd = Connect(g_client.socket_path);
   if (fd < 0) {
     GoOffLocked("no pager at HOSTMM_SOCKET");
@@ -164,18 +175,6 @@ Io AttachLocked() {
 
 }  // namespace
 
-namespace {
-
-// A child of a raw clone(2) or _Fork has its parent's state, and its parent's channel: what it says
-// there, the pager would do to the parent. (So has a vfork child that maps memory. That ends the
-// attachment of the parent too, which is better than a wrong one.)
-void LeaveIfClonedLocked() {
-  if (g_client.phase != Phase::kAttached || g_client.pid == raw::Call(SYS_getpid)) return;
-  GoOffLocked("it was forked without the handlers of fork");
-}
-
-}  // namespace
-
 void Initialize() {
   const char* socket = getenv("HOSTMM_SOCKET");
   const char* only = getenv("HOSTMM_ONLY");
@@ -199,7 +198,7 @@ bool EnsureAttachedLocked() {
   if (g_client.phase == Phase::kAttached) return true;
   if (g_client.phase == Phase::kOff || g_client.socket_path[0] == '\0') return false;
   if (AttachLocked() != Io::kOk) return false;
-  StartAgent(g_client.channel.get());
+  StartAgent(g_client.channel);
   __atomic_store_n(&g_client.phase, Phase::kAttached, __ATOMIC_RELEASE);
   return true;
 }
@@ -219,6 +218,7 @@ void NoteLocked(const protocol::Message& note) {
 
 Io AskLocked(const protocol::Message& question, const int* fds, int fd_count,
              protocol::Message* answer, int* received) {
+  LeaveIfClonedLocked();
   if (Ask(g_client.channel, question, fds, fd_count, answer, received) != Io::kOk) {
     GoOffLocked("the pager is gone or does not answer");
     return Io::kFailed;

@@ -26,6 +26,7 @@ struct ClientState {
   UffdSource uffd_source;
   bool quiet;
   bool said_why;  // one line per process, not one per mapping
+  int pid;        // of the process that is attached: a raw clone(2) has its parent's state
   GuardedFd channel;
   GuardedFd uffd_device;  // /dev/userfaultfd as the pager opened it (UffdSource::kDevice)
   uint64_t uffd_features;

@@ -20,10 +20,20 @@ uint64_t SegmentBytes(int shmid) {
   return info.shm_segsz;
 }
 
+void ForgetLocked(uint64_t va, uint64_t bytes) {
+  if (!g_client.regions.Remove(va, bytes)) return;
+  protocol::Message note = NewMessage(protocol::Kind::kUnmap);
+  note.va = va;
+  note.length = bytes;
+  NoteLocked(note);
+}
+
 }  // namespace
 
 long AttachSysV(int shmid, uint64_t addr, int flags) {
   if (CurrentPhase() == Phase::kOff) return kPlain;
+  // An error, and the kernel's to report: below, SHM_REMAP is ours.
+  if (addr == 0 && (flags & SHM_REMAP) != 0) return kPlain;
   const uint64_t bytes = RoundUp(SegmentBytes(shmid), kPage);
   if (bytes < protocol::kMinRegionBytes) return kPlain;
   GuestLockHolder hold(g_client.lock);
@@ -39,6 +49,7 @@ long AttachSysV(int shmid, uint64_t addr, int flags) {
     return got;
   }
   va = static_cast<uint64_t>(got);
+  if ((flags & SHM_REMAP) != 0) ForgetLocked(va, bytes);
   if (va % kBlock == 0 && g_client.regions.HasRoom() && EnsureAttachedLocked()) {
     protocol::Message adopt = NewMessage(protocol::Kind::kAdopt);
     adopt.va = va;
@@ -56,14 +67,16 @@ long AttachSysV(int shmid, uint64_t addr, int flags) {
 
 long DetachSysV(uint64_t addr) {
   GuestLockHolder hold(g_client.lock);
-  const Region* region = g_client.regions.Find(addr);
-  const uint64_t bytes = region != nullptr && region->va == addr ? region->bytes : 0;
   const long result = raw::Call(SYS_shmdt, addr);
-  if (result == 0 && bytes != 0 && g_client.regions.Remove(addr, bytes)) {
-    protocol::Message note = NewMessage(protocol::Kind::kUnmap);
-    note.va = addr;
-    note.length = bytes;
-    NoteLocked(note);
+  if (result != 0) return result;
+  // All that was left of the segment is gone: parts of it may have been unmapped before.
+  for (size_t i = 0; i < g_client.regions.size();) {
+    const Region region = g_client.regions[i];
+    if (region.kind == RegionKind::kAdopted && region.va - region.offset == addr) {
+      ForgetLocked(region.va, region.bytes);
+    } else {
+      ++i;
+    }
   }
   return result;
 }

@@ -37,8 +37,8 @@ struct GuestCase {
 };
 
 // A case that the test runs and compares.
-#define HOSTMM_CASE(name)                                               \
-  void name##Case();                                                    \
+#define HOSTMM_CASE(name)                                                \
+  void name##Case();                                                     \
   const ::hostmm::test::GuestCase name##Registration(#name, name##Case); \
   void name##Case()
 
@@ -47,9 +47,9 @@ struct GuestPeer {
   GuestPeer(const char* name, int (*body)(const std::vector<std::string>& words));
 };
 
-#define HOSTMM_PEER(name)                                                                \
-  int name##Peer(const std::vector<std::string>& words);                                 \
-  const ::hostmm::test::GuestPeer name##Registration(#name, name##Peer);                 \
+#define HOSTMM_PEER(name)                                                \
+  int name##Peer(const std::vector<std::string>& words);                 \
+  const ::hostmm::test::GuestPeer name##Registration(#name, name##Peer); \
   int name##Peer([[maybe_unused]] const std::vector<std::string>& words)
 
 void Say(const char* format, ...) __attribute__((format(printf, 1, 2)));

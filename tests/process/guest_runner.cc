@@ -15,6 +15,7 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <iostream>
 #include <thread>
 
 #include "gtest/gtest.h"
@@ -161,6 +162,10 @@ ServicePager::ServicePager() {
 
 ServicePager::~ServicePager() {
   Kill();
+  if (testing::Test::HasFailure()) {
+    std::ifstream log(folder_ + "/log");
+    std::cerr << "the pager said:\n" << log.rdbuf() << "\n";
+  }
   std::error_code ignored;
   std::filesystem::remove_all(folder_, ignored);
 }
@@ -178,7 +183,14 @@ void ServicePager::Signal(int number) const { kill(pager_, number); }
 void ServicePager::Kill() {
   if (pager_ <= 0) return;
   kill(pager_, SIGKILL);
-  waitpid(pager_, nullptr, 0);
+  int status = 0;
+  waitpid(pager_, &status, 0);
+  // It may have ended itself: by SIGTERM of the test, never by a failed check.
+  const bool killed = WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL;
+  EXPECT_TRUE(killed || (WIFEXITED(status) && WEXITSTATUS(status) == 0)) << "status " << status;
+  // The kernel takes an io_uring apart after the process has gone; until then its polls hold the
+  // listening socket, and a new pager would take the old one for alive.
+  EXPECT_TRUE(Eventually([this] { return !Answers(socket_); }));
   pager_ = -1;
 }
 

@@ -39,19 +39,23 @@ void SayMapped(const char* what, const char* at) {
 }
 
 // Writes, checks and unmaps; says what became of it.
+// (Arguments of one call are evaluated in any order: what changes something stands alone.)
 void UseAndUnmap(const char* what, char* at, size_t bytes) {
   SayMapped(what, at);
   if (at == MAP_FAILED) return;
   Fill(at, bytes, 7);
-  Say("%s: holds %d, unmap %s", what, Holds(at, bytes, 7), Outcome(munmap(at, bytes)));
+  const bool holds = Holds(at, bytes, 7);
+  Say("%s: holds %d, unmap %s", what, holds, Outcome(munmap(at, bytes)));
 }
 
-void GiveUpRoot() {
-  MUST(setgroups(0, nullptr) == 0 && setgid(65534) == 0 && setuid(65534) == 0);
-}
+void GiveUpRoot() { MUST(setgroups(0, nullptr) == 0 && setgid(65534) == 0 && setuid(65534) == 0); }
 
+// The soft limit, so that it can be moved again without root.
 void Limit(int resource, rlim_t value) {
-  const rlimit limit = {value, value};
+  rlimit limit;
+  MUST(getrlimit(static_cast<__rlimit_resource>(resource), &limit) == 0);
+  limit.rlim_cur = value;
+  if (limit.rlim_max < value) limit.rlim_max = value;
   MUST(setrlimit(static_cast<__rlimit_resource>(resource), &limit) == 0);
 }
 
@@ -193,11 +197,12 @@ HOSTMM_CASE(Locked) {
   MUST(at != MAP_FAILED);
   Say("locked %ld kB, in memory %zu", StatusKib(0, "VmLck"), PagesInMemory(at, kManagedBytes));
   ExpectManaged(at);
-  Say("unmap %s, locked %ld kB", Outcome(munmap(at, kManagedBytes)), StatusKib(0, "VmLck"));
+  Say("unmap %s", Outcome(munmap(at, kManagedBytes)));
+  Say("locked %ld kB", StatusKib(0, "VmLck"));
 }
 
 HOSTMM_CASE(LockedAgainstTheLimit) {
-  Limit(RLIMIT_MEMLOCK, 12 * kMib);
+  Limit(RLIMIT_MEMLOCK, kManagedBytes);
   GiveUpRoot();
   char* at = MapShared(kManagedBytes, MAP_LOCKED);
   SayMapped("within", at);
@@ -238,11 +243,10 @@ HOSTMM_CASE(Lengths) {
     Say("%zx: %s, file %s", bytes, Outcome(MapShared(bytes) == MAP_FAILED ? -1 : 0),
         Outcome(mmap(nullptr, bytes, 3, MAP_SHARED, file, 0) == MAP_FAILED ? -1 : 0));
   }
-  Say("offset overflows: %s",
-      Outcome(mmap(nullptr, kManagedBytes, 3, MAP_SHARED, file, static_cast<off_t>(~size_t{4095})) ==
-                      MAP_FAILED
-                  ? -1
-                  : 0));
+  Say("offset overflows: %s", Outcome(mmap(nullptr, kManagedBytes, 3, MAP_SHARED, file,
+                                           static_cast<off_t>(~size_t{4095})) == MAP_FAILED
+                                          ? -1
+                                          : 0));
 }
 
 HOSTMM_CASE(AddressSpaceLimit) {
@@ -259,8 +263,8 @@ HOSTMM_CASE(Protections) {
     SayMapped("prot", at);
     ExpectManaged(at);
     Say("prot %d: read %s write %s", prot, TryRead(at + kMib).c_str(), TryWrite(at + kMib).c_str());
-    Say("opened: %s, read %s write %s", Outcome(mprotect(at, kManagedBytes, 3)),
-        TryRead(at + 3 * kMib).c_str(), TryWrite(at + 3 * kMib).c_str());
+    Say("opened: %s", Outcome(mprotect(at, kManagedBytes, 3)));
+    Say("read %s write %s", TryRead(at + 3 * kMib).c_str(), TryWrite(at + 3 * kMib).c_str());
     UseAndUnmap("prot", at, kManagedBytes);
   }
 }

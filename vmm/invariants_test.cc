@@ -1,0 +1,236 @@
+// A checker that cannot fail is worth nothing: each invariant is broken by hand and must be named.
+
+#include "vmm/invariants.h"
+
+#include <gtest/gtest.h>
+
+#include <string>
+#include <vector>
+
+#include "vmm/attachments.h"
+#include "vmm/fault_policy.h"
+#include "vmm/node_allocator.h"
+#include "vmm/page_table.h"
+#include "vmm/test_segment.h"
+
+namespace hostmm {
+namespace {
+
+constexpr uint64_t kBase = uint64_t{1} << 30;
+
+class InvariantsTest : public testing::Test {
+ protected:
+  InvariantsTest() {
+    segment_.tables.MapRegion(guest_, {.va = GuestAddr(kBase),
+                                       .length = PageCount(8 * kPagesPerBlock),
+                                       .mm = mm_,
+                                       .file_page = FilePage(0),
+                                       .access = AccessSet::ReadWrite()});
+    segment_.tables.SetBlockCollapsed(mm_, BlockIndex(3));
+    const FaultDecision decision =
+        Decide(segment_.tables, {.guest = guest_, .addr = GuestAddr(kBase)}, {});
+    Commit(segment_.tables, decision, Outcome::kDone, decision.grain);
+    EXPECT_EQ(CheckInvariants(segment_.reader()), std::vector<std::string>());
+  }
+
+  const Segment& segment() { return segment_.tables.segment(); }
+  MmRecord* mm() { return segment().Find(mm_); }
+  GuestRecord* guest() { return segment().Find(guest_); }
+  RegionRecord* region() { return segment().region(guest()->regions.LoadLow()); }
+  AttachmentRecord* attachment() { return segment().attachment(guest()->attachments.LoadLow()); }
+  // The pte table of block 0.
+  HostOffset small_table() {
+    return PageTable(segment(), mm()).FindBlock(BlockIndex(0)).entry.table();
+  }
+
+  // Some problem must contain `words`.
+  void ExpectProblem(const std::string& words) {
+    const std::vector<std::string> problems = CheckInvariants(segment_.reader());
+    EXPECT_FALSE(problems.empty()) << "not noticed: " << words;
+    std::string all;
+    for (const std::string& problem : problems) {
+      if (problem.find(words) != std::string::npos) return;
+      all += problem + "\n";
+    }
+    ADD_FAILURE() << "no problem says \"" << words << "\", but:\n" << all;
+  }
+
+  TestSegment segment_{{.max_guests = 4, .max_mms = 4, .max_regions = 8, .max_nodes = 16}};
+  GuestId guest_ = segment_.AddGuest();
+  MmId mm_ = segment_.AddMm(PageCount(8 * kPagesPerBlock));
+};
+
+TEST_F(InvariantsTest, RegionWithAnImpossibleRange) {
+  region()->va.Store(kBase + 1);
+  ExpectProblem("impossible range");
+}
+
+TEST_F(InvariantsTest, RegionsThatOverlap) {
+  segment_.tables.MapRegion(guest_, {.va = GuestAddr(2 * kBase),
+                                     .length = PageCount(1),
+                                     .mm = mm_,
+                                     .file_page = FilePage(0),
+                                     .access = Access::kRead});
+  for (RecordIndex i = 1; i <= 2; ++i) {
+    if (segment().region(i)->va.Load() == kBase) segment().region(i)->pages.Store(kBase);
+  }
+  ExpectProblem("overlaps");
+}
+
+TEST_F(InvariantsTest, RegionsThatShouldBeOne) {
+  segment_.tables.MapRegion(guest_, {.va = GuestAddr(2 * kBase),
+                                     .length = PageCount(1),
+                                     .mm = mm_,
+                                     .file_page = FilePage(8 * kPagesPerBlock),
+                                     .access = AccessSet::ReadWrite()});
+  for (RecordIndex i = 1; i <= 2; ++i) {
+    if (segment().region(i)->va.Load() == 2 * kBase) {
+      segment().region(i)->va.Store(kBase + 8 * kBlockSize);
+    }
+  }
+  ExpectProblem("should be one");
+}
+
+TEST_F(InvariantsTest, RegionOfAnotherGuest) {
+  region()->guest.StoreLow(3);
+  ExpectProblem("belongs to another guest");
+}
+
+TEST_F(InvariantsTest, RegionOfADeadMm) {
+  region()->mm.StoreHigh(99);
+  ExpectProblem("dead mm");
+}
+
+TEST_F(InvariantsTest, RegionMissingInTheRmap) {
+  mm()->lists.StoreLow(kNullRecord);
+  ExpectProblem("rmap");
+}
+
+TEST_F(InvariantsTest, RegionCounts) {
+  guest()->regions.StoreHigh(7);
+  ExpectProblem("number of regions");
+}
+
+TEST_F(InvariantsTest, RegionTreeWithACycle) {
+  region()->tree.StoreLow(guest()->regions.LoadLow());
+  ExpectProblem("wrongly or twice");
+}
+
+TEST_F(InvariantsTest, AttachmentCounts) {
+  attachment()->regions.Store(2);
+  ExpectProblem("regions of its attachment");
+}
+
+TEST_F(InvariantsTest, AttachmentMissing) {
+  guest()->attachments.Store(kNullRecord);
+  ExpectProblem("without an attachment");
+}
+
+TEST_F(InvariantsTest, MapperCount) {
+  mm()->mappers.Store(5);
+  ExpectProblem("number of mappers");
+}
+
+TEST_F(InvariantsTest, SharedEntryMissing) {
+  segment().entries(HostOffset(attachment()->top.Load()))[0].Store(0);
+  ExpectProblem("shared entry");
+}
+
+TEST_F(InvariantsTest, UseCount) {
+  const Pte entry = Pte::FromRaw(segment().entries(HostOffset(mm()->top.Load()))[0].Load());
+  NodeAllocator(segment()).RaiseUse(entry.table());
+  ExpectProblem("(I5)");
+}
+
+TEST_F(InvariantsTest, UseCountOfALowerTable) {
+  NodeAllocator(segment()).RaiseUse(small_table());
+  ExpectProblem("(I5)");
+}
+
+TEST_F(InvariantsTest, LiveCount) {
+  NodeRecord* node = NodeAllocator(segment()).RecordOf(small_table());
+  NodeFill fill = NodeFill::Load(*node);
+  ++fill.live;
+  fill.StoreTo(node);
+  ExpectProblem("live entries");
+}
+
+TEST_F(InvariantsTest, EntryBehindTheFile) {
+  mm()->length.Store(kPagesPerBlock + 5);
+  ExpectProblem("(I3)");
+}
+
+TEST_F(InvariantsTest, EntryThatAllowsTooMuch) {
+  MmTraits traits = MmTraits::Load(*mm());
+  traits.access = Access::kRead;
+  mm()->traits.Store(traits.Pack());
+  ExpectProblem("(I4)");
+}
+
+TEST_F(InvariantsTest, EntryWithAnotherFrame) {
+  segment().entries(small_table())[0].Store(
+      Pte::Present(LeafSize::kSmall, FrameNumber(3), AccessSet::ReadWrite()).raw());
+  ExpectProblem("has frame 3");
+}
+
+TEST_F(InvariantsTest, HugeLeafAmongSmallOnes) {
+  segment().entries(small_table())[0].Store(
+      Pte::Present(LeafSize::kHuge, FrameNumber(0), AccessSet::ReadWrite()).raw());
+  ExpectProblem("cannot be at level");
+}
+
+TEST_F(InvariantsTest, DamagedEntry) {
+  segment().entries(small_table())[9].Store(~uint64_t{0});
+  ExpectProblem("damaged");
+}
+
+TEST_F(InvariantsTest, TableWithTwoParents) {
+  const PteSlot block = PageTable(segment(), mm()).FindBlock(BlockIndex(0));
+  segment().entries(block.table)[5].Store(block.entry.raw());
+  ExpectProblem("reached twice");
+}
+
+TEST_F(InvariantsTest, LeakedNode) {
+  NodeAllocator(segment()).Allocate(0, NodeKind::kTable);
+  ExpectProblem("leak");
+}
+
+TEST_F(InvariantsTest, PageCounts) {
+  mm()->small_pages.Add(1);
+  mm()->huge_blocks.Add(1);
+  ExpectProblem("small pages");
+  ExpectProblem("huge blocks");
+}
+
+TEST_F(InvariantsTest, FreeListWithACycle) {
+  segment().guest(2)->link.Store(2);
+  segment().header().guests.free_head.Store(2);
+  segment().header().guests.watermark.Store(3);
+  ExpectProblem("guest pool");
+}
+
+TEST_F(InvariantsTest, InFlightWithoutAFault) {
+  const FaultDecision decision =
+      Decide(segment_.tables, {.guest = guest_, .addr = GuestAddr(kBase + 2 * kBlockSize)}, {});
+  EXPECT_EQ(decision.action, FaultAction::kPopulate);
+  segment().header().outstanding_faults.Store(0);
+  ExpectProblem("(I6)");
+}
+
+TEST_F(InvariantsTest, InFlightCount) {
+  segment().header().in_flight_entries.Add(1);
+  ExpectProblem("(I6)");
+}
+
+TEST_F(InvariantsTest, EventRecordedTwice) {
+  segment().header().stats[StatIndex(FaultCause::kRefill)].Add(1);
+  ExpectProblem("(I7)");
+}
+
+TEST_F(InvariantsTest, ProblemsAreLimited) {
+  for (int i = 0; i < 512; ++i) segment().entries(small_table())[i].Store(~uint64_t{0});
+  EXPECT_EQ(CheckInvariants(segment_.reader()).size(), kMaxProblems);
+}
+
+}  // namespace
+}  // namespace hostmm
