@@ -69,6 +69,8 @@ Adopter::Batch Adopter::NextBatch(File* file) const {
                            // The whole block must be mapped, at a multiple of 2 MiB.
                            const FilePage first = FirstPageOf(BlockIndex(file->cursor));
                            if (batch.guest.valid() || candidate.file_page > first) return;
+                           const Guest* mapper = guests_->Find(guest);
+                           if (mapper == nullptr || !mapper->has_agent) return;
                            if (candidate.AddrOf(first).value() % kBlockSize != 0) return;
                            batch.guest = guest;
                            region = candidate;

@@ -91,10 +91,13 @@ void EventLoop::Unwatch(WatchId* id) {
   Slot& slot = slots_[watch.slot];
   if (slot.generation != watch.generation || slot.handler == nullptr) return;
   io_uring_sqe* sqe = NextSqe();
-  io_uring_prep_poll_remove(sqe, TagOf(watch.slot, watch.generation));
+  // Not poll_remove: that fails (EALREADY) and leaves the poll, and with it the file, for ever if an
+  // event is on its way just then.
+  io_uring_prep_cancel64(sqe, TagOf(watch.slot, watch.generation), 0);
   io_uring_sqe_set_data64(sqe, kRemoveTag);
   slot.handler.reset();
   slot.fd = -1;
+  slot.queued = false;
   if (++slot.generation == 0) slot.generation = 1;
   free_slots_.push_back(watch.slot);
 }
@@ -111,7 +114,11 @@ void EventLoop::Dispatch(uint64_t tag) {
   const auto generation = static_cast<uint32_t>(tag >> 32);
   if (slot >= slots_.size() || slots_[slot].generation != generation) return;
   const std::shared_ptr<Handler> handler = slots_[slot].handler;
-  if (handler != nullptr && (*handler)() == Progress::kMore) ready_.push_back(tag);
+  if (handler == nullptr || (*handler)() != Progress::kMore) return;
+  // The handler may have unwatched itself, and moved the slots.
+  if (slots_[slot].generation != generation) return;
+  slots_[slot].queued = true;
+  ready_.push_back(tag);
 }
 
 void EventLoop::OnCompletion(uint64_t tag, int result, uint32_t flags) {
@@ -127,13 +134,19 @@ void EventLoop::OnCompletion(uint64_t tag, int result, uint32_t flags) {
   // The kernel ends a multishot poll when its queue overflows: arm it again before looking, so that
   // nothing is missed.
   if (live && (flags & IORING_CQE_F_MORE) == 0 && result >= 0) ArmPoll(slot);
-  if (live) Dispatch(tag);
+  // One that waits for its turn gets no second one by the edges that come meanwhile.
+  if (live && !slots_[slot].queued) Dispatch(tag);
 }
 
 void EventLoop::ServeReady() {
   std::vector<uint64_t> now;
   now.swap(ready_);
-  for (const uint64_t tag : now) Dispatch(tag);
+  for (const uint64_t tag : now) {
+    const auto slot = static_cast<uint32_t>(tag);
+    if (slots_[slot].generation != static_cast<uint32_t>(tag >> 32)) continue;
+    slots_[slot].queued = false;
+    Dispatch(tag);
+  }
 }
 
 absl::Status EventLoop::Run() {

@@ -57,6 +57,7 @@ class EventLoop {
     uint32_t generation = 1;
     int fd = -1;
     std::shared_ptr<Handler> handler;  // null: free. Shared, so that a handler may unwatch itself.
+    bool queued = false;               // its tag is in ready_
   };
 
   EventLoop() = default;

@@ -6,6 +6,7 @@ namespace hostmm {
 
 Guest* GuestSet::Add(std::unique_ptr<Guest> guest) {
   Guest* added = guest.get();
+  ++per_user_[added->uid];
   guests_[added->id.slot] = std::move(guest);
   return added;
 }
@@ -16,7 +17,10 @@ Guest* GuestSet::Find(GuestId id) const {
 }
 
 void GuestSet::Erase(GuestId id) {
-  if (Find(id) != nullptr) guests_.erase(id.slot);
+  const Guest* guest = Find(id);
+  if (guest == nullptr) return;
+  if (--per_user_[guest->uid] == 0) per_user_.erase(guest->uid);
+  guests_.erase(id.slot);
 }
 
 }  // namespace hostmm

@@ -42,8 +42,12 @@ struct Guest {
   WatchedFd channel;
   WatchedFd uffd;   // none in native mode, and until it attaches
   WatchedFd pidfd;  // none until the pid is known
+  // The pager's tick at which it was made: one that does not attach is not waited for.
+  uint64_t born = 0;
   // A file made by kCreate that kMap has not come for yet. Pinned in the tables meanwhile.
   std::optional<MmId> created;
+  // Whether somebody there reads orders.
+  bool has_agent = false;
   // Number of the order that it has not answered yet, or 0. One at a time.
   uint32_t open_order = 0;
 };
@@ -56,12 +60,17 @@ class GuestSet {
   Guest* Find(GuestId id) const;
   void Erase(GuestId id);
   size_t size() const { return guests_.size(); }
+  uint32_t CountOf(uid_t uid) const {
+    const auto it = per_user_.find(uid);
+    return it == per_user_.end() ? 0 : it->second;
+  }
   void ForEach(const std::function<void(Guest&)>& fn) const {
     for (const auto& [slot, guest] : guests_) fn(*guest);
   }
 
  private:
   absl::flat_hash_map<uint32_t, std::unique_ptr<Guest>> guests_;  // by slot
+  absl::flat_hash_map<uid_t, uint32_t> per_user_;
 };
 
 }  // namespace hostmm

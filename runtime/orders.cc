@@ -5,7 +5,7 @@
 namespace hostmm {
 
 Orders::SendResult Orders::Send(Guest& guest, protocol::Message order, Done done) {
-  if (guest.open_order != 0) return SendResult::kBusy;
+  if (!guest.has_agent || guest.open_order != 0) return SendResult::kBusy;
   order.order = next_;
   if (SendPacket(guest.channel.fd.get(), order) != hostmm::SendResult::kSent)
     return SendResult::kBusy;

@@ -12,11 +12,19 @@
 namespace hostmm {
 namespace {
 
+// Whoever closes the last descriptor of a TCP socket that lingers waits for its unsent data, as
+// long as its owner wished. That will be us.
+void ForbidLinger(int fd) {
+  constexpr linger kNone = {.l_onoff = 0, .l_linger = 0};
+  setsockopt(fd, SOL_SOCKET, SO_LINGER, &kNone, sizeof(kNone));
+}
+
 void TakeDescriptors(const cmsghdr* cmsg, Packet* packet) {
   const size_t count = (cmsg->cmsg_len - CMSG_LEN(0)) / sizeof(int);
   for (size_t i = 0; i < count; ++i) {
     int raw;
     memcpy(&raw, CMSG_DATA(cmsg) + i * sizeof(int), sizeof(raw));
+    ForbidLinger(raw);
     UniqueFd fd(raw);  // closed if there is no place for it
     if (packet->fd_count < protocol::kMaxFds) {
       packet->fds[static_cast<size_t>(packet->fd_count++)] = std::move(fd);

@@ -29,6 +29,21 @@ constexpr absl::Duration kTick = absl::Milliseconds(250);
 // Page tables of all guests are read every so many ticks: 2 s.
 constexpr uint64_t kTicksPerSample = 8;
 
+// Connections per turn of the listener, so that a flood of them does not keep the loop. Arbitrary.
+constexpr int kAcceptsPerTurn = 64;
+
+// Connections that have not said yet what they are; one more, and the oldest goes. An honest guest
+// says it at once. Arbitrary.
+constexpr size_t kMaxNewcomers = 256;
+// And how long they may take: 5 s. Arbitrary.
+constexpr uint64_t kNewcomerTicks = 20;
+// A guest that has not attached by then is not coming: 10 s, as long as a guest waits for an
+// answer. A forked child that is stopped for longer goes on without us.
+constexpr uint64_t kAttachTicks = 40;
+
+// What one user may take of the guest directory, so that the others find room: three quarters.
+constexpr uint32_t kGuestsPerUser = SegmentConfig{}.max_guests / 4 * 3;
+
 // Packets per turn of one guest. Arbitrary: bounds what one guest can keep the loop from.
 constexpr int kPacketsPerTurn = 64;
 
@@ -124,6 +139,7 @@ absl::Status PagerCore::Run() {
     resolver_.SetBudget(&*budget_);
   }
   fcntl(listener_.get(), F_SETFL, O_NONBLOCK);
+  if (life_.ok()) fcntl(life_.get(), F_SETFL, O_NONBLOCK);
   loop_->Watch(listener_.get(), [this] { return Accept(); });
   loop_->Watch(pool_.event_fd(), [this] {
     pool_.RunDone();
@@ -140,17 +156,30 @@ absl::Status PagerCore::Run() {
 }
 
 EventLoop::Progress PagerCore::Accept() {
-  for (;;) {
+  for (int turn = 0; turn < kAcceptsPerTurn; ++turn) {
     UniqueFd connection(accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
     if (!connection.ok()) return EventLoop::Progress::kDrained;
     WantCredentials(connection.get());
+    if (newcomers_.size() >= kMaxNewcomers) DropOldestNewcomer();
     const uint64_t number = next_newcomer_++;
     Newcomer newcomer;
+    newcomer.since = ticks_;
     newcomer.channel.watch =
         loop_->Watch(connection.get(), [this, number] { return OnNewcomer(number); });
     newcomer.channel.fd = std::move(connection);
     newcomers_[number] = std::move(newcomer);
   }
+  return EventLoop::Progress::kMore;
+}
+
+void PagerCore::DropOldestNewcomer() {
+  const auto oldest = newcomers_.begin();
+  loop_->Unwatch(&oldest->second.channel.watch);
+  newcomers_.erase(oldest);
+}
+
+SessionHost::Room PagerCore::RoomForGuest(uid_t uid) const {
+  return guests_.CountOf(uid) < kGuestsPerUser ? Room::kFree : Room::kFull;
 }
 
 EventLoop::Progress PagerCore::OnNewcomer(uint64_t number) {
@@ -176,7 +205,7 @@ EventLoop::Progress PagerCore::OnNewcomer(uint64_t number) {
 
 void PagerCore::Introduce(Newcomer newcomer, Packet hello) {
   const absl::StatusOr<Peer> peer = PeerOf(newcomer.channel.fd.get());
-  if (!peer.ok()) return;
+  if (!peer.ok() || RoomForGuest(peer->uid) == Room::kFull) return;
   if (hello.message.version == protocol::kVersion) {
     auto guest = std::make_unique<Guest>();
     if (tables_.AddGuest(peer->pid, peer->uid, &guest->id) != TableStatus::kOk) return;
@@ -191,6 +220,7 @@ void PagerCore::Introduce(Newcomer newcomer, Packet hello) {
 void PagerCore::WatchChannel(Guest& guest) {
   guest.channel.watch =
       loop_->Watch(guest.channel.fd.get(), [this, id = guest.id] { return OnChannel(id); });
+  guest.born = ticks_;
   most_guests_ = std::max(most_guests_, guests_.size());
 }
 
@@ -265,10 +295,27 @@ void PagerCore::EndIfOver() {
   if (tree_ == Tree::kGone && guests_.size() == 0) loop_->Stop();
 }
 
+// Who connects and never speaks, and who is announced and never comes: their descriptors may be
+// kept open by anybody, so no event may ever tell.
+void PagerCore::DropTheSilent() {
+  while (!newcomers_.empty() && ticks_ - newcomers_.begin()->second.since > kNewcomerTicks) {
+    DropOldestNewcomer();
+  }
+  std::vector<GuestId> silent;
+  guests_.ForEach([&](const Guest& guest) {
+    if (guest.pid == 0 && ticks_ - guest.born > kAttachTicks) silent.push_back(guest.id);
+  });
+  for (const GuestId id : silent) EndGuest(id);
+}
+
 void PagerCore::Tick() {
+  ++ticks_;
   adopter_.Tick();
   collapse_retry_.Tick();
-  if (guests_.size() == 0 || ++ticks_ % kTicksPerSample != 0) return;
+  DropTheSilent();
+  // Connections that came while descriptors were short raised their edge then.
+  Accept();
+  if (guests_.size() == 0 || ticks_ % kTicksPerSample != 0) return;
   resolver_.SetMemory(MemoryNow());
   auto now = std::make_shared<Savings>(Survey(tables_, files_, guests_));
   if (now->plain_bytes <= best_.plain_bytes) return;

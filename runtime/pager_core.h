@@ -5,12 +5,12 @@
 #define HOSTMM_RUNTIME_PAGER_CORE_H_
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
 #include <vector>
 
-#include "absl/container/flat_hash_map.h"
 #include "absl/status/statusor.h"
 #include "runtime/adopter.h"
 #include "runtime/cli/pager_options.h"
@@ -42,6 +42,7 @@ class PagerCore : public SessionHost {
   std::vector<std::string> Report() const;
 
   // SessionHost.
+  Room RoomForGuest(uid_t uid) const override;
   void AddChild(Guest& parent, GuestId child, UniqueFd channel) override;
   void WatchGuest(Guest& guest, UniqueFd uffd, pid_t pid) override;
 
@@ -49,6 +50,7 @@ class PagerCore : public SessionHost {
   // Connected, and has not said yet what it is.
   struct Newcomer {
     WatchedFd channel;
+    uint64_t since = 0;  // tick
   };
 
   PagerCore(const PagerOptions& options, Rung rung, SharedSegment segment, HostTables tables,
@@ -62,6 +64,8 @@ class PagerCore : public SessionHost {
   void EndGuest(GuestId id);
   EventLoop::Progress OnTreeGone();
   void EndIfOver();
+  void DropOldestNewcomer();
+  void DropTheSilent();
   void Tick();
 
   const PagerOptions options_;
@@ -81,7 +85,7 @@ class PagerCore : public SessionHost {
   CollapseRetry collapse_retry_;
   Resolver resolver_;
   Session session_;
-  absl::flat_hash_map<uint64_t, Newcomer> newcomers_;
+  std::map<uint64_t, Newcomer> newcomers_;  // by number, so the oldest is first
   uint64_t next_newcomer_ = 0;
   uint64_t ticks_ = 0;
   size_t most_guests_ = 0;

@@ -44,7 +44,7 @@ enum class Kind : uint32_t {
   kHello = 1,  // text = program name; fds: reply. Answer: mode, value[0] = userfaultfd features,
                // value[1] = register
                // mode; fd: /dev/userfaultfd, or none (userfaultfd(2) may be called)
-  kAttach,     // credentials; fds: userfaultfd, or none
+  kAttach,     // credentials, value[0] = 1 if an agent reads orders; fds: userfaultfd, or none
   kCreate,     // length, offset, prot; fds: reply. Answer: mm, value[0] = unit of the mapping's
                // length, bytes; fd: file
   kMap,      // va, length, mm, offset, prot; fds: reply. Length 0: the file is not wanted after all
@@ -57,7 +57,8 @@ enum class Kind : uint32_t {
   kMove,     // va, length -> value[0] = new va, value[1] = new length; fds: reply
   kForkIntent,   // fds: the child's channel
   kChildAttach,  // fds: userfaultfd (none in native mode)
-  kOrderDone,    // answers an order: order, status, value[]
+  kAgent,  // value[0]: 1 an agent reads orders now; 0 it wants to end: answered by an order kQuit
+  kOrderDone,  // answers an order: order, status, value[]
   // A tool asks for the segment. fds: reply.
   kInspect = 32,
   // Pager to guest.
@@ -78,6 +79,8 @@ enum class AdoptSource : uint64_t { kFile = 1, kSysV = 2 };
 
 enum class OrderOp : uint32_t {
   kNone = 0,
+  // End: the guest has changed its user and starts another agent. Not answered.
+  kQuit,
   // Drop the page-table entries of [va, va+length) in the guest (MADV_DONTNEED): its page-table
   // budget is used up.
   kZap,

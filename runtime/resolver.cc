@@ -1,7 +1,9 @@
 #include "runtime/resolver.h"
 
+#include <sys/uio.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <memory>
 #include <optional>
 
@@ -21,17 +23,35 @@ constexpr int kReadsPerTurn = 8;
 // being woken by it.
 constexpr uint64_t kInlinePages = 8;
 
+// Never waits, whatever the guest does to the O_NONBLOCK of the open file, which it shares with us.
+// Before 6.10 a userfaultfd knows only that flag.
+ssize_t ReadEvents(int uffd, uffd_msg* messages, size_t bytes) {
+  const iovec vector = {messages, bytes};
+  const ssize_t got = preadv2(uffd, &vector, 1, -1, RWF_NOWAIT);
+  return got < 0 && errno == EOPNOTSUPP ? read(uffd, messages, bytes) : got;
+}
+
+// Nobody asks for fork events, but a guest's userfaultfd may have them: reading one has made a
+// descriptor here.
+void CloseForkedUserfaultfd(const uffd_msg& message) {
+  if (message.event == UFFD_EVENT_FORK) close(static_cast<int>(message.arg.fork.ufd));
+}
+
 }  // namespace
 
 EventLoop::Progress Resolver::Drain(Guest& guest) {
   uffd_msg messages[kEventsPerRead];
   for (int turn = 0; turn < kReadsPerTurn; ++turn) {
-    const ssize_t got = read(guest.uffd.fd.get(), messages, sizeof(messages));
+    const ssize_t got = ReadEvents(guest.uffd.fd.get(), messages, sizeof(messages));
     if (got <= 0) return EventLoop::Progress::kDrained;
     const int count = static_cast<int>(static_cast<size_t>(got) / sizeof(uffd_msg));
     for (int i = 0; i < count; ++i) {
       const std::optional<FaultEvent> event = DecodeFault(guest.id, messages[i]);
-      if (event.has_value()) Resolve(guest, Decide(*tables_, *event, climate_));
+      if (event.has_value()) {
+        Resolve(guest, Decide(*tables_, *event, climate_));
+      } else {
+        CloseForkedUserfaultfd(messages[i]);
+      }
     }
     // Fewer than fit: there was no more. What comes later is a new edge of the poll.
     if (count < kEventsPerRead) return EventLoop::Progress::kDrained;
@@ -128,14 +148,11 @@ void Resolver::Continue(Guest& guest, const FaultDecision& decision) {
   const Waiter waiter{decision.guest, decision.wake_start.value(), decision.wake_bytes};
   const UffdResult result = UffdContinue(guest.uffd.fd.get(), waiter.va, waiter.bytes);
   Outcome outcome = Outcome::kDone;
-  if (result == UffdResult::kGuestGone) {
-    outcome = Outcome::kGuestGone;
-  } else if (result != UffdResult::kDone) {
-    // Mapped meanwhile, half done, or the address space is changing: the threads try again and come
-    // back if need be.
-    if (result == UffdResult::kRefused) outcome = Outcome::kFailed;
-    Wake(waiter);
-  }
+  if (result == UffdResult::kGuestGone) outcome = Outcome::kGuestGone;
+  if (result == UffdResult::kRefused) outcome = Outcome::kFailed;
+  // Mapped meanwhile, half done, unmapped, or the address space is changing: the threads try again
+  // and come back if need be.
+  if (result != UffdResult::kDone) Wake(waiter);
   Commit(*tables_, decision, outcome, Grain::kSmall);
   if (budget_ != nullptr && outcome == Outcome::kDone) budget_->OnMapped(guest, decision);
 }

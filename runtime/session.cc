@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -21,6 +22,12 @@ using protocol::Status;
 
 static_assert(kRegionDontFork == kDontFork && kRegionHintHuge == kHintHuge &&
               kRegionHintSmall == kHintSmall);
+
+// What one user, or one guest, may take of the tables that all share (vmm/segment.h): three
+// quarters of the files, a sixteenth of the regions. Arbitrary; far above what honest programs
+// have, and enough is left for the others.
+constexpr uint32_t kFilesPerUser = SegmentConfig{}.max_mms / 4 * 3;
+constexpr uint32_t kRegionsPerGuest = SegmentConfig{}.max_regions / 16;
 
 Message Answer(Status status, const char* why = "") {
   Message answer = NewPacket(Kind::kReply);
@@ -61,6 +68,16 @@ bool IsUserfaultfd(int fd) {
          fcntl(fd, F_SETFL, O_NONBLOCK) == 0;
 }
 
+// Whether `fd` can be a channel. Another descriptor might never become readable, and so never end
+// the guest.
+bool IsChannel(int fd) {
+  int domain = 0;
+  int type = 0;
+  socklen_t length = sizeof(int);
+  return getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &length) == 0 && domain == AF_UNIX &&
+         getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &length) == 0 && type == SOCK_SEQPACKET;
+}
+
 }  // namespace
 
 void Session::Welcome(const Packet& hello) const {
@@ -89,18 +106,12 @@ Session::Verdict Session::OnPacket(Guest& guest, Packet packet) {
     case Kind::kOrderDone:
       orders_->OnDone(guest, message);
       return Verdict::kKeep;
+    case Kind::kAgent:
     case Kind::kUnmap:
-      Unmap(guest, message);
-      return Verdict::kKeep;
     case Kind::kProtect:
-      Protect(guest, message);
-      return Verdict::kKeep;
     case Kind::kPunch:
-      Punch(guest, message);
-      return Verdict::kKeep;
     case Kind::kFlags:
-      SetFlags(guest, message);
-      return Verdict::kKeep;
+      return OnNote(guest, message);
     case Kind::kCreate:
       answer = Create(guest, message, &file);
       break;
@@ -119,6 +130,40 @@ Session::Verdict Session::OnPacket(Guest& guest, Packet packet) {
   if (answer.status != Status::kOk) ++ledger_.refused;
   if (packet.fds[0].ok()) SendPacket(packet.fds[0].get(), answer, file.get());
   return Verdict::kKeep;
+}
+
+Session::Verdict Session::OnNote(Guest& guest, const Message& note) {
+  // It is done, so it cannot be refused; and to be wrong about the guest is no way either.
+  if (!HasRoomForRegion(guest)) return Verdict::kEndGuest;
+  switch (note.kind) {
+    case Kind::kAgent:
+      SetAgent(guest, note);
+      break;
+    case Kind::kUnmap:
+      Unmap(guest, note);
+      break;
+    case Kind::kProtect:
+      Protect(guest, note);
+      break;
+    case Kind::kPunch:
+      Punch(guest, note);
+      break;
+    default:
+      SetFlags(guest, note);
+      break;
+  }
+  return Verdict::kKeep;
+}
+
+bool Session::HasRoomForFile(uid_t uid) const {
+  uint32_t files = 0;
+  tables_->ForEachMm([&](const MmInfo& mm) { files += mm.owner_uid == uid ? 1 : 0; });
+  return files < kFilesPerUser;
+}
+
+bool Session::HasRoomForRegion(const Guest& guest) const {
+  const std::optional<GuestInfo> info = tables_->reader().Info(guest.id);
+  return info.has_value() && info->regions < kRegionsPerGuest;
 }
 
 absl::StatusOr<std::shared_ptr<const Backing>> Session::NewBacking(uint64_t bytes) {
@@ -149,6 +194,7 @@ Message Session::Create(Guest& guest, const Message& ask, UniqueFd* file) {
   if (ask.length > terms_.max_file_bytes)
     return Answer(Status::kNoFrames, "the region is larger than memory");
   DropCreated(guest);
+  if (!HasRoomForFile(guest.uid)) return Answer(Status::kFull, "this user has too many regions");
   absl::StatusOr<std::shared_ptr<const Backing>> backing = NewBacking(ask.offset + ask.length);
   if (!backing.ok()) {
     return Answer(Status::kNoFrames, std::string(backing.status().message()).c_str());
@@ -185,7 +231,9 @@ Message Session::Map(Guest& guest, const Message& ask) {
     return Answer(Status::kRefused, "no such file of yours");
   }
   Message answer = Answer(Status::kOk);
-  if (ask.length != 0) {
+  if (ask.length != 0 && !HasRoomForRegion(guest)) {
+    answer = Answer(Status::kFull, "this process has too many regions");
+  } else if (ask.length != 0) {
     const GuestAddr va(ask.va);
     const PageCount length = PagesFloor(ask.length);
     // The guest has mapped there, so whatever stood there is gone.
@@ -229,6 +277,9 @@ Message Session::Adopt(Guest& guest, const Message& ask, const UniqueFd& file) {
     return Answer(Status::kRefused, "a bad offset");
   std::optional<MmId> mm = files_->FindAdopted(key);
   const bool known = mm.has_value();
+  if (!HasRoomForRegion(guest) || (!known && !HasRoomForFile(guest.uid))) {
+    return Answer(Status::kFull, "this user or process has too many regions");
+  }
   if (!known) {
     HostTables::MmSpec spec;
     spec.length = PagesCeil(bytes);
@@ -262,6 +313,7 @@ Message Session::Adopt(Guest& guest, const Message& ask, const UniqueFd& file) {
 }
 
 Message Session::Move(Guest& guest, const Message& ask) {
+  if (!HasRoomForRegion(guest)) return Answer(Status::kFull, "this process has too many regions");
   ReleasedMms released;
   const GuestAddr to(ask.value[0]);
   const PageCount new_length = PagesFloor(ask.value[1]);
@@ -275,6 +327,15 @@ Message Session::Move(Guest& guest, const Message& ask) {
     Register(guest, to, new_length);
   }
   return Answer(Status::kOk);
+}
+
+void Session::SetAgent(Guest& guest, const Message& note) {
+  guest.has_agent = note.value[0] == 1;
+  if (guest.has_agent) return;
+  // Not through Orders: it comes behind an order that is open, and nothing answers it.
+  Message quit = NewPacket(Kind::kOrder);
+  quit.op = protocol::OrderOp::kQuit;
+  SendPacket(guest.channel.fd.get(), quit);
 }
 
 void Session::Unmap(Guest& guest, const Message& note) {
@@ -311,18 +372,20 @@ void Session::Punch(Guest& guest, const Message& note) {
 }
 
 Session::Verdict Session::Fork(Guest& guest, Packet& packet) {
-  if (!packet.fds[0].ok()) return Verdict::kEndGuest;
+  if (!IsChannel(packet.fds[0].get())) return Verdict::kEndGuest;
   GuestId child;
   // A full directory: the channel closes, and the child goes on without us.
+  if (host_->RoomForGuest(guest.uid) == SessionHost::Room::kFull) return Verdict::kKeep;
   if (tables_->ForkGuest(guest.id, &child) != TableStatus::kOk) return Verdict::kKeep;
   host_->AddChild(guest, child, std::move(packet.fds[0]));
   return Verdict::kKeep;
 }
 
 Session::Verdict Session::Attach(Guest& guest, Packet& packet) {
-  if (guest.uffd.fd.ok() || packet.sender_pid <= 0) return Verdict::kEndGuest;
+  if (guest.pid != 0 || packet.sender_pid <= 0) return Verdict::kEndGuest;
   UniqueFd uffd = std::move(packet.fds[0]);
   if (uffd.ok() && !IsUserfaultfd(uffd.get())) return Verdict::kEndGuest;
+  guest.has_agent = packet.message.value[0] == 1;
   host_->WatchGuest(guest, std::move(uffd), packet.sender_pid);
   return Verdict::kKeep;
 }

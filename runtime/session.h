@@ -25,6 +25,9 @@ namespace hostmm {
 class SessionHost {
  public:
   virtual ~SessionHost() = default;
+  enum class Room { kFree, kFull };
+  // Whether this user may have one more guest.
+  virtual Room RoomForGuest(uid_t uid) const = 0;
   // A child that `parent` is about to fork, on its own channel.
   virtual void AddChild(Guest& parent, GuestId child, UniqueFd channel) = 0;
   // The guest's userfaultfd and process are known: watch them.
@@ -82,6 +85,9 @@ class Session {
   protocol::Message Map(Guest& guest, const protocol::Message& ask);
   protocol::Message Adopt(Guest& guest, const protocol::Message& ask, const UniqueFd& file);
   protocol::Message Move(Guest& guest, const protocol::Message& ask);
+  // Notes: what the guest has done already.
+  Verdict OnNote(Guest& guest, const protocol::Message& note);
+  void SetAgent(Guest& guest, const protocol::Message& note);
   void Unmap(Guest& guest, const protocol::Message& note);
   void Protect(Guest& guest, const protocol::Message& note);
   void Punch(Guest& guest, const protocol::Message& note);
@@ -89,6 +95,8 @@ class Session {
   Verdict Fork(Guest& guest, Packet& packet);
   Verdict Attach(Guest& guest, Packet& packet);
 
+  bool HasRoomForFile(uid_t uid) const;
+  bool HasRoomForRegion(const Guest& guest) const;
   absl::StatusOr<std::shared_ptr<const Backing>> NewBacking(uint64_t bytes);
   void Register(Guest& guest, GuestAddr va, PageCount length) const;
   void DropCreated(Guest& guest);

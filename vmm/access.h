@@ -1,11 +1,10 @@
 // Access rights and the few enumerations that name what kind of memory a file or region is.
 //
-// Units:   none. AccessSet is a set of the rights read, write and exec in one byte; the translation
-//          from PROT_* lives in runtime/, so that this header needs no system header.
+// Units:   none. AccessSet is a set of the rights read, write and exec in one byte; the
+//          translation from PROT_* lives in runtime/, so that this header needs no system header.
 // Threads: values; no shared state.
 // Errors:  TableStatus names why an operation on the tables was refused; a refused operation
-// changed
-//          nothing.
+//          changed nothing.
 
 #ifndef HOSTMM_VMM_ACCESS_H_
 #define HOSTMM_VMM_ACCESS_H_

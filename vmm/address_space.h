@@ -1,14 +1,12 @@
 // AddressSpace: the regions of one guest and everything that must change with them.
 //
 // What:    keeps the region map, the mm's rmap, the attachments and their shares in step. Regions
-// are
-//          kept maximal: neighbours that continue each other with equal attributes are one region,
-//          so that a map does not depend on the order in which it came about.
+//          are kept maximal: neighbours that continue each other with equal attributes are one
+//          region, so that a map does not depend on the order in which it came about.
 // Units:   GuestAddr in bytes, PageCount in pages.
 // Threads: the writer only.
 // Errors:  TableStatus, and then nothing was changed. An operation checks first that the records
-// for
-//          its splits are there. REQUIRES everywhere: the guest is alive, ranges FitsInGuest.
+//          for its splits are there. REQUIRES everywhere: the guest is alive, ranges FitsInGuest.
 
 #ifndef HOSTMM_VMM_ADDRESS_SPACE_H_
 #define HOSTMM_VMM_ADDRESS_SPACE_H_

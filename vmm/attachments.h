@@ -1,8 +1,7 @@
 // Attachments: the pairs (guest, mm) with at least one region, each with the guest's private top.
 //
 // Memory:  a record and one top table per pair. The private top's entries name the same lower
-// tables
-//          as the canonical top; what they may name is decided in table_sharing.h.
+//          tables as the canonical top; what they may name is decided in table_sharing.h.
 // Units:   record indices.
 // Threads: FindAttachment reads and may run anywhere; the rest is the writer's.
 // Errors:  Attach returns kNullRecord when a pool is exhausted, having changed nothing.

@@ -2,9 +2,8 @@
 // collapse.
 //
 // Why:     a program that touches one page per 2 MiB must not pay 512 times its memory, and a
-// program
-//          that fills its region should pay one fault per 2 MiB. Neither says which it is; the
-//          first touches of a block do.
+//          program that fills its region should pay one fault per 2 MiB. Neither says which it
+//          is; the first touches of a block do.
 // Units:   windows in 4 KiB pages, powers of two, to be aligned around the fault by the caller.
 // Threads: pure function of its input.
 // Errors:  none.

@@ -50,7 +50,7 @@ PageRange BlockRange(const FaultPlace& place) {
 PageRange WindowAround(const FaultPlace& place, PageCount window, PageCount file_length) {
   const uint64_t size = std::clamp<uint64_t>(window.value(), 1, kPagesPerBlock);
   const FilePage begin(place.page.value() / size * size);
-  return {std::max(begin, place.region.file_page),
+  return {std::max({begin, FirstPageOf(place.block), place.region.file_page}),
           std::min({begin + PageCount(size), EndPageOf(place.block), place.region.file_end(),
                     FilePage(0) + file_length})};
 }

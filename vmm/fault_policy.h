@@ -1,10 +1,10 @@
 // The two pure halves of answering a fault: Decide says what must be done, Commit how it went.
 //
 // Flow:    runtime reads an event -> Decide: looks up guest, region and entry, marks entries in
-//          flight if something must be populated, returns a value -> runtime talks to the kernel ->
-//          Commit. In flight is a state of the entry; Commit is the only way out of it. A decision
-//          to populate or continue is committed exactly once, also when its guest or its file is
-//          gone by then; for the others Commit does nothing.
+//          flight if something must be populated, returns a value -> runtime talks to the kernel
+//          -> Commit. In flight is a state of the entry; Commit is the only way out of it. A
+//          decision to populate or continue is committed exactly once, also when its guest or its
+//          file is gone by then; for the others Commit does nothing.
 // Units:   see fault.h.
 // Threads: the pager's loop thread only (the one writer). No lock, no allocation on the heap.
 // Errors:  none: a fault that cannot be served is a decision too (kDeny, or kPopulate with cause

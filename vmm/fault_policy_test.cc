@@ -286,6 +286,18 @@ TEST_F(FaultPolicyTest, MinorFaultAroundStopsAtHolesAndEdges) {
   EXPECT_EQ(minor.wake_bytes, 3 * kPageSize);
 }
 
+// A window that is no power of two must not reach into the block before.
+TEST_F(FaultPolicyTest, WindowsEndAtTheBlock) {
+  MapAll(FrameKind::kBase, kTracked);
+  climate_.tracked_around = PageCount(9);
+  const FaultDecision decision = Resolve(kPagesPerBlock);
+  EXPECT_EQ(decision.first, FilePage(kPagesPerBlock));
+  EXPECT_EQ(decision.count, PageCount(1));
+  ASSERT_EQ(tables_.SetBlockCollapsed(mm_, BlockIndex(2)), TableStatus::kOk);
+  const FaultDecision minor = Fault(2 * kPagesPerBlock, FaultKind::kMinor);
+  EXPECT_EQ(minor.first, FilePage(2 * kPagesPerBlock));
+}
+
 TEST_F(FaultPolicyTest, AMinorFaultTeachesTheTable) {
   MapAll(FrameKind::kBase, kTracked);
   const FaultDecision minor = Fault(77, FaultKind::kMinor);

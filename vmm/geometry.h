@@ -1,11 +1,10 @@
 // The shape of a software page table: how many levels, how many entries per level, where leaves and
 // sharing may sit.
 //
-// Levels:  0 = pte (entries are pages), 1 = pmd (entries are blocks), 2 = pud, 3 = pgd. The span of
-// a
-//          level is what one entry of it covers. The page (4 KiB) and the block (one pte table,
-//          2 MiB) are fixed by units.h; a host with another base page is refused by IsValid(), not
-//          miscounted.
+// Levels:  0 = pte (entries are pages), 1 = pmd (entries are blocks), 2 = pud, 3 = pgd. The span
+//          of a level is what one entry of it covers. The page (4 KiB) and the block (one pte
+//          table, 2 MiB) are fixed by units.h; a host with another base page is refused by
+//          IsValid(), not miscounted.
 // Threads: values; no shared state.
 // Errors:  IsValid() tells; everything else requires a valid geometry.
 

@@ -1,9 +1,8 @@
 // NodeAllocator: the tables of the segment, and what is known about each beside its entries.
 //
 // Memory:  a node is Geometry::NodeBytes() of entries, all empty when it is allocated. Freeing
-// bumps
-//          the free epoch before the entries are wiped, so that a reader that still walks through
-//          the node notices (segment.h, SYNCHRONIZATION 2).
+//          bumps the free epoch before the entries are wiped, so that a reader that still walks
+//          through the node notices (segment.h, SYNCHRONIZATION 2).
 // Units:   HostOffset in bytes.
 // Threads: the writer only. Errors: Allocate returns kNullOffset when no node is left.
 

@@ -2,8 +2,7 @@
 //
 // Units:   FilePage.
 // Threads: any; the bytes may change under the walk and may be garbage. The caller validates with
-// the
-//          free epoch (segment.h, SYNCHRONIZATION 2).
+//          the free epoch (segment.h, SYNCHRONIZATION 2).
 // Errors:  kDamaged for an offset or a word that cannot be.
 
 #ifndef HOSTMM_VMM_PAGE_TABLE_WALKER_H_

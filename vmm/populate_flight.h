@@ -1,8 +1,8 @@
 // PopulateFlight: the entries of one block that a running populate has taken on.
 //
 // What:    takes entries off (in flight), and lands or abandons them. Ranges of outstanding
-// populates
-//          of a block never overlap: ClearAround keeps a new one out of what is in flight.
+//          populates of a block never overlap: ClearAround keeps a new one out of what is in
+//          flight.
 // Units:   indices of the block's pte table, 0..511.
 // Threads: the writer only.
 // Errors:  none. A range whose table is gone is left alone.

@@ -1,17 +1,15 @@
 // The one kind of word that the segment is made of, and the numbers that stand for pointers in it.
 //
-// Memory:  every mutable word of the segment is a SharedWord, 64 bits, naturally aligned,
-// lock-free.
-//          Nothing in the segment is an address of any process (invariant I1): records name each
-//          other by index, tables by HostOffset.
+// Memory:  every mutable word of the segment is a SharedWord: 64 bits, naturally aligned and
+//          lock-free. Nothing in the segment is an address of any process (invariant I1): records
+//          name each other by index, tables by HostOffset.
 // Threads: one writer (the pager's loop thread); readers in any thread or process.
 // Errors:  none.
 //
 // SYNCHRONIZATION
-//   1. All stores are release, all loads acquire. On x86-64 both are plain moves. A reader that
-//   sees
-//      a value therefore sees everything that was written before it; no fence is needed anywhere,
-//      which also keeps the code visible to ThreadSanitizer.
+//   1. All stores are release, all loads acquire. On x86-64 both are plain moves. A reader
+//      that sees a value therefore sees everything that was written before it; no fence is needed
+//      anywhere, which also keeps the code visible to ThreadSanitizer.
 //   2. There is one writer, so a change of a word is a load and a store, never a read-modify-write.
 //   3. What makes several words consistent is described in segment.h.
 

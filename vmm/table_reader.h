@@ -2,6 +2,7 @@
 //
 // Who:     the pager for its own segment, guests and tools for a read-only mapping of it.
 // Memory:  a view; the bytes must outlive it. They may change while we read, and may be garbage.
+//          `fn` of a ForEach* must not map, unmap or end anything.
 // Units:   as in region.h.
 // Threads: any number of readers, any process. ForEach* visit whatever is there at the moment; on a
 //          live segment wrap a gathering of several things into ReadConsistently (segment.h, 1).

@@ -1,11 +1,10 @@
 // Which shared tables a guest's private top names: the rule, and the upkeep of use counts.
 //
 // Rule:    a guest shares the table of a span (what one entry of the top covers, 1 GiB on x86-64)
-// if
+//          if both hold:
 //            - one of its regions of the file can share: at least kMinSharedBlocks long, address
-//            and
-//              file offset equal modulo Geometry::ShareUnit(), and at least one whole unit of the
-//              span inside it (the file's end counts as a unit's end); and
+//              and file offset equal modulo Geometry::ShareUnit(), and at least one whole unit of
+//              the span inside it (the file's end counts as a unit's end);
 //            - no region of the guest in the span has another access than it was mapped with.
 //          The rule depends on the regions alone, so that it can be checked at any time; an entry
 //          of a private top is the canonical entry where the rule holds, and empty elsewhere. A
@@ -13,11 +12,11 @@
 //          is always the intersection of the region's and the entry's access.
 // Memory:  use count of a lower table = upper entries that name it, the canonical one included.
 // Units:   indices of the top's entries.
-// Threads: SharableSpans reads and may run anywhere; the rest is the writer's. Within one operation
-// of
-//          the writer nothing can come between "unshared" and "mapping changed" (race 1 of the
-//          kernel's VM_TRANSITION), and a count cannot fall to zero while somebody finds the table
-//          (race 2): finders are either the writer itself or readers that hold no reference.
+// Threads: SharableSpans reads and may run anywhere; the rest is the writer's. Within one
+//          operation of the writer nothing can come between "unshared" and "mapping changed" (race
+//          1 of the kernel's VM_TRANSITION), and a count cannot fall to zero while somebody finds
+//          the table (race 2): finders are either the writer itself or readers that hold no
+//          reference.
 // Errors:  none.
 
 #ifndef HOSTMM_VMM_TABLE_SHARING_H_

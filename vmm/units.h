@@ -4,8 +4,7 @@
 //          HostOffset count bytes, FilePage counts pages from the start of a shared file,
 //          BlockIndex counts blocks from there.
 // Rules:   construction is explicit, only operators that mean something exist, and a conversion
-// that
-//          can lose a remainder says Floor or Ceil in its name.
+//          that can lose a remainder says Floor or Ceil in its name.
 // Threads: values; no shared state.
 // Errors:  none; arithmetic does not check for overflow, callers check ranges first (FitsInGuest,
 //          FitsInFile).
@@ -24,8 +23,8 @@ inline constexpr uint64_t kPageSize = uint64_t{1} << kPageShift;
 inline constexpr uint64_t kPagesPerBlock = uint64_t{1} << kPagesPerBlockShift;
 inline constexpr uint64_t kBlockSize = kPageSize * kPagesPerBlock;
 
-// Below four page-table pages (8 MiB) a region shares nothing: McCracken's shared page tables of
-// 2002 were measured to be slower than private ones exactly there.
+// Below four page-table pages (8 MiB) a region shares nothing: the shared page table patch of 2002
+// was measured to be slower than private tables exactly there.
 inline constexpr uint64_t kMinSharedBlocks = 4;
 
 // Last page number (exclusive) that a file may have: 2^52 pages keep every byte offset below 2^64.

@@ -1,10 +1,13 @@
 #include "runtime/guest/agent.h"
 
+#include <linux/capability.h>
+#include <linux/futex.h>
 #include <sched.h>
 #include <stdint.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
+#include <time.h>
 
 #include "runtime/guest/channel.h"
 #include "runtime/guest/client_state.h"
@@ -60,6 +63,7 @@ void CarryOut(const protocol::Message& order, protocol::Message* done) {
     case protocol::OrderOp::kCollapse:
       if (holds_range) CollapseFullBlocks(order, done);
       return;
+    case protocol::OrderOp::kQuit:
     case protocol::OrderOp::kNone:
       done->status = protocol::Status::kRefused;
       return;
@@ -69,13 +73,25 @@ void CarryOut(const protocol::Message& order, protocol::Message* done) {
 // The agent's own copy: the client may go off, and clear its own, at any time.
 GuardedFd g_channel;
 
+// The kernel's id of the agent; the kernel clears it, and wakes, when the thread is gone.
+uint32_t g_agent_tid;
+
+// The agent needs no privilege for anything that it does.
+void DropCapabilities() {
+  const __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
+  const __user_cap_data_struct none[_LINUX_CAPABILITY_U32S_3] = {};
+  raw::Call(SYS_capset, &header, &none[0]);
+}
+
 int AgentMain(void*) {
+  DropCapabilities();
   raw::Call(SYS_prctl, PR_SET_NAME, "hostmm-agent");
   protocol::Message order;
   // Before each use: the program may have closed our descriptor and got its number for a socket of
   // its own.
   while (g_channel.IsOurs() && Receive(g_channel.get(), &order, nullptr) == Io::kOk) {
     if (order.kind != protocol::Kind::kOrder) continue;
+    if (order.op == protocol::OrderOp::kQuit) break;
     protocol::Message done = NewMessage(protocol::Kind::kOrderDone);
     done.order = order.order;
     done.op = order.op;
@@ -92,11 +108,26 @@ AgentStart StartAgent(const GuardedFd& channel) {
   g_channel = channel;
   // The new thread inherits the mask: no signal of the program may ever be handled on this stack.
   const uint64_t mask = BlockSignals();
-  const int flags =
-      CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM;
-  const int tid = clone(AgentMain, g_stack + sizeof(g_stack), flags, nullptr);
+  const int flags = CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD |
+                    CLONE_SYSVSEM | CLONE_PARENT_SETTID | CLONE_CHILD_CLEARTID;
+  const int tid = clone(AgentMain, g_stack + sizeof(g_stack), flags, nullptr, &g_agent_tid, nullptr,
+                        &g_agent_tid);
   RestoreSignals(mask);
   return tid > 0 ? AgentStart::kStarted : AgentStart::kRefused;
 }
+
+AgentEnd AwaitAgentEnd(int milliseconds) {
+  // In slices, because a signal of the program ends a wait early. The kernel wakes a shared futex.
+  constexpr int kSlice = 100;
+  const timespec timeout = {0, kSlice * 1'000'000L};
+  for (int waited = 0; waited < milliseconds; waited += kSlice) {
+    const uint32_t tid = __atomic_load_n(&g_agent_tid, __ATOMIC_ACQUIRE);
+    if (tid == 0) return AgentEnd::kGone;
+    raw::Call(SYS_futex, &g_agent_tid, FUTEX_WAIT, tid, &timeout);
+  }
+  return AgentEnd::kStillThere;
+}
+
+void ForgetAgent() { g_agent_tid = 0; }
 
 }  // namespace hostmm::guest

@@ -17,6 +17,13 @@ namespace hostmm::guest {
 enum class AgentStart { kStarted, kRefused };
 AgentStart StartAgent(const GuardedFd& channel);
 
+// Waits until the agent, which was told to end, is gone: nothing of it runs or will run any more.
+enum class AgentEnd { kGone, kStillThere };
+AgentEnd AwaitAgentEnd(int milliseconds);
+
+// In a forked child: the parent's agent is not here.
+void ForgetAgent();
+
 }  // namespace hostmm::guest
 
 #endif  // HOSTMM_RUNTIME_GUEST_AGENT_H_

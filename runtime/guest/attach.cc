@@ -52,10 +52,12 @@ int NewUserfaultfd() {
   return static_cast<int>(fd);
 }
 
-// Hands `uffd` over with `message`. The guest keeps no copy: when the pager dies, the last one
-// closes and the kernel resolves what waits.
-Io HandOver(const protocol::Message& message, int uffd) {
-  Io sent = Send(g_client.channel, message, &uffd, uffd >= 0 ? 1 : 0, Credentials::kYes);
+// Starts the agent and hands `uffd` (-1: none) over. The guest keeps no copy: when the pager dies,
+// the last one closes and the kernel resolves what waits.
+Io HandOver(protocol::Kind kind, int uffd) {
+  protocol::Message attach = NewMessage(kind);
+  attach.value[0] = StartAgent(g_client.channel) == AgentStart::kStarted ? 1 : 0;
+  const Io sent = Send(g_client.channel, attach, &uffd, uffd >= 0 ? 1 : 0, Credentials::kYes);
   if (uffd >= 0) raw::Call(SYS_close, uffd);
   return sent;
 }
@@ -114,16 +116,16 @@ void AttachChildLocked(int channel) {
   g_client.channel.Set(channel);
   const int uffd = g_client.uffd_source == UffdSource::kNone ? -1 : NewUserfaultfd();
   if (uffd >= 0) RegisterRegions(uffd);
-  if (HandOver(NewMessage(protocol::Kind::kChildAttach), uffd) != Io::kOk) {
+  if (HandOver(protocol::Kind::kChildAttach, uffd) != Io::kOk) {
     return GoOffLocked("the pager is gone");
   }
-  StartAgent(g_client.channel);
 }
 
 // The child has its parent's mappings but not the registration with a userfaultfd. It makes its
 // own, registers, and hands it over without waiting for an answer: a fault that comes earlier than
 // the pager simply waits.
 void AfterForkInChild() {
+  ForgetAgent();
   const int channel = g_client.child_channel;
   g_client.child_channel = -1;
   g_client.channel.Close();
@@ -166,7 +168,7 @@ Io AttachLocked() {
     // Without one the guest runs as in native mode; the pager sees that none came.
     if (uffd < 0) g_client.uffd_source = UffdSource::kNone;
   }
-  if (HandOver(NewMessage(protocol::Kind::kAttach), uffd) != Io::kOk) {
+  if (HandOver(protocol::Kind::kAttach, uffd) != Io::kOk) {
     GoOffLocked("the pager is gone");
     return Io::kFailed;
   }
@@ -198,12 +200,33 @@ bool EnsureAttachedLocked() {
   if (g_client.phase == Phase::kAttached) return true;
   if (g_client.phase == Phase::kOff || g_client.socket_path[0] == '\0') return false;
   if (AttachLocked() != Io::kOk) return false;
-  StartAgent(g_client.channel);
   __atomic_store_n(&g_client.phase, Phase::kAttached, __ATOMIC_RELEASE);
   return true;
 }
 
+void CredentialsChanged() {
+  {
+    GuestLockHolder hold(g_client.lock);
+    LeaveIfClonedLocked();
+    if (g_client.phase != Phase::kAttached) return;
+    NoteLocked(NewMessage(protocol::Kind::kAgent));
+  }
+  // Without the lock: the agent may want it for the order that it is carrying out.
+  const AgentEnd end = AwaitAgentEnd(kAnswerMilliseconds);
+  GuestLockHolder hold(g_client.lock);
+  if (g_client.phase != Phase::kAttached) return;
+  if (end == AgentEnd::kStillThere) return GoOffLocked("its agent does not end");
+  protocol::Message note = NewMessage(protocol::Kind::kAgent);
+  note.value[0] = StartAgent(g_client.channel) == AgentStart::kStarted ? 1 : 0;
+  NoteLocked(note);
+}
+
 void GoOffLocked(const char* why) {
+  // Closing does not wake the agent, the end of the stream does. Not in a raw clone, whose channel
+  // is its parent's.
+  if (g_client.channel.IsOurs() && g_client.pid == raw::Call(SYS_getpid)) {
+    raw::Call(SYS_shutdown, g_client.channel.get(), SHUT_RDWR);
+  }
   g_client.channel.Close();
   g_client.uffd_device.Close();
   __atomic_store_n(&g_client.phase, Phase::kOff, __ATOMIC_RELEASE);

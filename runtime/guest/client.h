@@ -28,6 +28,11 @@ inline constexpr long kPlain = 0;
 // environment.
 void Initialize();
 
+// The process has another user, group or capabilities now: libc changes only the threads that it
+// knows, so the agent is replaced by one that has what the caller has. A guest whose agent cannot
+// be ended goes off.
+void CredentialsChanged();
+
 // False means: surely nothing managed in [va, va + bytes). Lock-free and cheap.
 bool Manages(uint64_t va, uint64_t bytes);
 

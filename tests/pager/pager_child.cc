@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -77,6 +78,8 @@ PagerChild::PagerChild(const Setup& setup) {
   options.report_fd = setup.report_fd;
   options.ready_fd = says.get();
   child_ = std::make_unique<Child>(setup.identity, [&](Channel&) {
+    // A test that is killed must not leave a pager behind.
+    CHILD_CHECK(prctl(PR_SET_PDEATHSIG, SIGKILL) == 0);
     if (setup.max_fds != 0) {
       const rlimit limit = {static_cast<rlim_t>(setup.max_fds), static_cast<rlim_t>(setup.max_fds)};
       CHILD_CHECK(setrlimit(RLIMIT_NOFILE, &limit) == 0);
@@ -130,7 +133,9 @@ std::optional<Census> PagerChild::Take() const {
 }
 
 bool PagerChild::BecomesEmpty(int descriptors) const {
-  return PollUntil(Deadline(kStepDeadline), [&] {
+  // More than the pager's own patience with guests that do not attach, 10 s.
+  constexpr std::chrono::seconds kPatience(15);
+  return PollUntil(Deadline(kPatience), [&] {
     const std::optional<Census> census = Take();
     return census.has_value() && census->empty() && census->problems.empty() &&
            OpenDescriptors() <= descriptors;

@@ -1,12 +1,10 @@
 // fork in every form, exec, and processes that end in the middle of things.
 #include <fcntl.h>
-#include <linux/close_range.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
 #include <spawn.h>
 #include <sys/mman.h>
-#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -24,7 +22,6 @@ constexpr size_t kBlock = 2 * kMib;
 
 std::atomic<uint32_t>& Counter(char* at) { return *reinterpret_cast<std::atomic<uint32_t>*>(at); }
 
-// Writes the path of this program's own binary to use with posix_spawn.
 std::vector<char*> Pointers(std::vector<std::string>& words) {
   std::vector<char*> argv;
   for (std::string& word : words) argv.push_back(word.data());

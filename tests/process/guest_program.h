@@ -100,7 +100,7 @@ int WaitFor(pid_t pid);
 // Whether `condition` came to hold before the deadline of all waits here.
 bool Eventually(const std::function<bool()>& condition);
 
-// Starts this program anew as a peer. `environment` replaces ours when not null.
+// Starts this program anew as a peer, with the preload library or without.
 enum class Preload { kKeep, kDrop };
 pid_t StartPeer(const char* name, const std::vector<std::string>& words,
                 Preload preload = Preload::kKeep);

@@ -9,6 +9,10 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <filesystem>
+#include <fstream>
+#include <set>
+#include <string>
 #include <thread>
 
 #include "tests/process/guest_program.h"
@@ -18,7 +22,10 @@ namespace {
 
 constexpr size_t kBlock = 2 * kMib;
 
-void GiveUpRoot() { MUST(setgroups(0, nullptr) == 0 && setgid(65534) == 0 && setuid(65534) == 0); }
+void GiveUpRoot() {
+  if (geteuid() != 0) return;
+  MUST(setgroups(0, nullptr) == 0 && setgid(65534) == 0 && setuid(65534) == 0);
+}
 
 // The soft limit, so that it can be moved again without root.
 void Limit(int resource, rlim_t value) {
@@ -47,6 +54,20 @@ char* MapMemfd(size_t bytes) {
   MUST(at != MAP_FAILED);
   close(file);
   return static_cast<char*>(at);
+}
+
+// Each line once, however many threads say the same: a thread that differs shows.
+void SayCredentialsOfThreads() {
+  std::set<std::string> said;
+  for (const auto& task : std::filesystem::directory_iterator("/proc/self/task")) {
+    std::ifstream status(task.path() / "status");
+    for (std::string line; std::getline(status, line);) {
+      const bool wanted = line.starts_with("Uid:") || line.starts_with("Gid:") ||
+                          line.starts_with("Groups:") || line.starts_with("CapPrm:") ||
+                          line.starts_with("CapEff:");
+      if (wanted && said.insert(line).second) Say("%s", line.c_str());
+    }
+  }
 }
 
 }  // namespace
@@ -160,6 +181,21 @@ HOSTMM_CASE(RootGivenUpAfterMapping) {
   ExpectManaged(more);
   Say("holds %d %d %d", Holds(at, kManagedBytes, 1), Holds(at + kManagedBytes, kManagedBytes, 2),
       Holds(at + 2 * kManagedBytes, kManagedBytes, 3));
+}
+
+// libc changes the user of the threads that it made; the agent is not one of them.
+HOSTMM_CASE(NoThreadKeepsWhatRootGaveUp) {
+  char* at = MustMapShared(kManagedBytes);
+  Fill(at, kManagedBytes, 3);
+  Say("child %d", InChild([at] {
+        GiveUpRoot();
+        SayCredentialsOfThreads();
+        return UnderHostmm() && !(IsRegistered(at) && Eventually(HasAgent)) ? 1 : 0;
+      }));
+  GiveUpRoot();
+  SayCredentialsOfThreads();
+  ExpectManaged(at);
+  Say("holds %d", Holds(at, kManagedBytes, 3));
 }
 
 HOSTMM_CASE(RootGivenUpBeforeMapping) {
