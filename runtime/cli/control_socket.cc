@@ -1,6 +1,7 @@
 #include "runtime/cli/control_socket.h"
 
 #include <fcntl.h>
+#include <signal.h>
 #include <sys/file.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -47,6 +48,16 @@ int TryConnect(const UniqueFd& fd, const std::string& path) {
              : errno;
 }
 
+// Whether the process that listens at the other end of `probe` is dead: for some milliseconds after
+// a pager was killed the kernel still takes its io_uring apart, whose polls keep its socket
+// listening.
+bool ListenerIsDead(const UniqueFd& probe) {
+  ucred listener = {};
+  socklen_t length = sizeof(listener);
+  return getsockopt(probe.get(), SOL_SOCKET, SO_PEERCRED, &listener, &length) == 0 &&
+         listener.pid > 0 && kill(listener.pid, 0) != 0 && errno == ESRCH;
+}
+
 Occupant WhoHas(const std::string& path) {
   struct stat info = {};
   if (lstat(path.c_str(), &info) != 0) return Occupant::kNobody;
@@ -59,7 +70,9 @@ Occupant WhoHas(const std::string& path) {
     case EACCES:
     case EPERM:
       return Occupant::kNotOurs;
-    default:  // 0; EAGAIN: its queue is full; EPROTOTYPE: a program that speaks another kind of
+    case 0:
+      return ListenerIsDead(probe) ? Occupant::kNobody : Occupant::kLiveProcess;
+    default:  // EAGAIN: its queue is full; EPROTOTYPE: a program that speaks another kind of
               // socket
       return Occupant::kLiveProcess;
   }

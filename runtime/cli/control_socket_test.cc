@@ -3,6 +3,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cstring>
@@ -59,6 +60,23 @@ TEST(ControlSocketTest, StaleSocketIsReplaced) {
   const TestingDir dir;
   { const UniqueFd dead = BindPlain(dir.Under("s"), SOCK_SEQPACKET); }
   ASSERT_TRUE(std::filesystem::exists(dir.Under("s")));
+  EXPECT_EQ(StatusOf(ListenAt(dir.Under("s"), 0600)), ExitStatus::kOk);
+}
+
+// As a killed pager leaves it while the kernel still holds its socket: it listens, and nobody is
+// there.
+TEST(ControlSocketTest, SocketOfADeadListenerIsReplaced) {
+  const TestingDir dir;
+  const UniqueFd socket(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
+  sockaddr_un address = {};
+  address.sun_family = AF_UNIX;
+  std::strcpy(address.sun_path, dir.Under("s").c_str());
+  ASSERT_EQ(bind(socket.get(), reinterpret_cast<sockaddr*>(&address), sizeof(address)), 0);
+  const pid_t listener = fork();
+  if (listener == 0) _exit(listen(socket.get(), 1) == 0 ? 0 : 1);
+  int status = -1;
+  ASSERT_EQ(waitpid(listener, &status, 0), listener);
+  ASSERT_EQ(status, 0);
   EXPECT_EQ(StatusOf(ListenAt(dir.Under("s"), 0600)), ExitStatus::kOk);
 }
 
