@@ -107,7 +107,11 @@ absl::StatusOr<UniqueFd> MountHugeTmpfs() {
   std::vector<char> stack(64 << 10);  // arbitrary: a few frames of libc
   const int pid = clone(MountInUserNamespace, stack.data() + stack.size(),
                         CLONE_VM | CLONE_VFORK | CLONE_FILES | SIGCHLD, &child);
-  if (pid > 0) waitpid(pid, nullptr, 0);
+  if (pid < 0) {
+    child.result = {-1, errno, "clone"};
+  } else {
+    waitpid(pid, nullptr, 0);
+  }
   if (child.result.fd >= 0) return UniqueFd(child.result.fd);
   return absl::UnavailableError(absl::StrCat(
       child.result.failed, ": ", strerror(child.result.error),

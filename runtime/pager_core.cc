@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <system_error>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -111,8 +112,14 @@ absl::StatusOr<std::unique_ptr<PagerCore>> PagerCore::Create(const PagerOptions&
   if (!loop.ok()) return loop.status();
   absl::StatusOr<UniqueFd> event_fd = WorkerPool::NewEventFd();
   if (!event_fd.ok()) return event_fd.status();
-  return std::unique_ptr<PagerCore>(new PagerCore(options, std::move(rung), *std::move(segment),
-                                                  tables, *std::move(loop), *std::move(event_fd)));
+  try {
+    return std::unique_ptr<PagerCore>(new PagerCore(options, std::move(rung), *std::move(segment),
+                                                    tables, *std::move(loop),
+                                                    *std::move(event_fd)));
+  } catch (const std::system_error& no_thread) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("no thread: ", no_thread.what(), "; remedy: raise ulimit -u"));
+  }
 }
 
 PagerCore::PagerCore(const PagerOptions& options, Rung rung, SharedSegment segment,

@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <cstdint>
+#include <system_error>
 #include <utility>
 
 #include "runtime/sys_error.h"
@@ -17,7 +18,14 @@ absl::StatusOr<UniqueFd> WorkerPool::NewEventFd() {
 }
 
 WorkerPool::WorkerPool(UniqueFd event_fd, int threads) : event_fd_(std::move(event_fd)) {
-  for (int i = 0; i < threads; ++i) threads_.emplace_back([this] { Work(); });
+  for (int i = 0; i < threads; ++i) {
+    try {
+      threads_.emplace_back([this] { Work(); });
+    } catch (const std::system_error&) {
+      // One worker does all of it, only later. With none the pool is of no use.
+      if (threads_.empty()) throw;
+    }
+  }
 }
 
 WorkerPool::~WorkerPool() {

@@ -26,6 +26,8 @@ class WorkerPool {
  public:
   using Task = std::function<void()>;
 
+  // Takes fewer threads if the kernel gives no more. Throws std::system_error if it gives none
+  // (RLIMIT_NPROC), as std::thread does.
   WorkerPool(UniqueFd event_fd, int threads);
   // Finishes what runs; what waits is dropped.
   ~WorkerPool();
