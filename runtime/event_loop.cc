@@ -91,8 +91,8 @@ void EventLoop::Unwatch(WatchId* id) {
   Slot& slot = slots_[watch.slot];
   if (slot.generation != watch.generation || slot.handler == nullptr) return;
   io_uring_sqe* sqe = NextSqe();
-  // Not poll_remove: that fails (EALREADY) and leaves the poll, and with it the file, for ever if an
-  // event is on its way just then.
+  // Not poll_remove: that fails (EALREADY) and leaves the poll, and with it the file, for ever if
+  // an event is on its way just then.
   io_uring_prep_cancel64(sqe, TagOf(watch.slot, watch.generation), 0);
   io_uring_sqe_set_data64(sqe, kRemoveTag);
   slot.handler.reset();

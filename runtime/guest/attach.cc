@@ -200,7 +200,7 @@ bool EnsureAttachedLocked() {
   if (g_client.phase == Phase::kAttached) return true;
   if (g_client.phase == Phase::kOff || g_client.socket_path[0] == '\0') return false;
   if (AttachLocked() != Io::kOk) return false;
-  __atomic_store_n(&g_client.phase, Phase::kAttached, __ATOMIC_RELEASE);
+  g_client.phase.store(Phase::kAttached, std::memory_order_release);
   return true;
 }
 
@@ -229,7 +229,7 @@ void GoOffLocked(const char* why) {
   }
   g_client.channel.Close();
   g_client.uffd_device.Close();
-  __atomic_store_n(&g_client.phase, Phase::kOff, __ATOMIC_RELEASE);
+  g_client.phase.store(Phase::kOff, std::memory_order_release);
   SayOnce("goes on without hostmm", why);
 }
 

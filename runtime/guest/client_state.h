@@ -7,6 +7,7 @@
 #ifndef HOSTMM_RUNTIME_GUEST_CLIENT_STATE_H_
 #define HOSTMM_RUNTIME_GUEST_CLIENT_STATE_H_
 
+#include <atomic>
 #include <cstdint>
 
 #include "runtime/guest/channel.h"
@@ -22,7 +23,7 @@ enum class UffdSource : uint8_t { kNone, kDevice, kSyscall };
 
 struct ClientState {
   GuestLock lock;
-  Phase phase;
+  std::atomic<Phase> phase;
   UffdSource uffd_source;
   bool quiet;
   bool said_why;  // one line per process, not one per mapping
@@ -38,7 +39,7 @@ struct ClientState {
 
 extern ClientState g_client;
 
-inline Phase CurrentPhase() { return __atomic_load_n(&g_client.phase, __ATOMIC_ACQUIRE); }
+inline Phase CurrentPhase() { return g_client.phase.load(std::memory_order_acquire); }
 
 // REQUIRES: the lock. Attaches this process if it is cold. Whether it is attached now.
 bool EnsureAttachedLocked();
