@@ -18,7 +18,7 @@ void CollapseRetry::Tick() {
             *result = Collapsed::kYes;
           }
         },
-        [this, block, result] { Finish(block, *result); });
+        [this, block, result] { Finish(block, *result); }, WorkerPool::Priority::kLater);
   }
 }
 

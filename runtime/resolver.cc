@@ -82,15 +82,20 @@ void Resolver::Resolve(Guest& guest, const FaultDecision& decision) {
 }
 
 void Resolver::Populate(const FaultDecision& decision) {
-  std::shared_ptr<const Backing> backing = files_->Find(decision.mm);
+  const std::shared_ptr<const Backing> backing = files_->Find(decision.mm);
   if (backing == nullptr) return Finish(decision, {Outcome::kFailed, Grain::kSmall});
   const bool quick = decision.grain == Grain::kSmall && decision.count.value() <= kInlinePages &&
                      climate_.memory == MemoryClimate::kAmple;
   if (quick) return Finish(decision, Fill(*backing, decision));
   auto filled = std::make_shared<Filled>();
-  pool_->Submit(
-      [backing = std::move(backing), decision, filled] { *filled = Fill(*backing, decision); },
-      [this, decision, filled] { Finish(decision, *filled); });
+  pool_->Submit([backing, decision, filled] { *filled = Fill(*backing, decision); },
+                [this, backing, decision, filled] {
+                  if (decision.grain == Grain::kCollapse && filled->outcome == Outcome::kDone) {
+                    Collapse(backing, decision);
+                  } else {
+                    Finish(decision, *filled);
+                  }
+                });
 }
 
 // Makes the frames. Runs on a worker, or inline: touches nothing but the file.
@@ -99,26 +104,28 @@ Resolver::Filled Resolver::Fill(const Backing& backing, const FaultDecision& dec
     if (result == Backing::FillResult::kDone) return Outcome::kDone;
     return result == Backing::FillResult::kOutOfFrames ? Outcome::kOutOfFrames : Outcome::kFailed;
   };
-  switch (decision.grain) {
-    case Grain::kSmall:
-      return {outcome(backing.FillSmall(decision.first, decision.count)), Grain::kSmall};
-    case Grain::kHuge: {
-      const bool wanted = decision.probe == Probe::kNone ||
-                          backing.Sample(decision.neighbour) == Backing::Use::kUsed;
-      if (wanted || decision.fallback_count.value() == 0) {
-        return {outcome(backing.FillHuge(decision.block)), Grain::kHuge};
-      }
-      return {outcome(backing.FillSmall(decision.fallback_first, decision.fallback_count)),
-              Grain::kSmall};
-    }
-    case Grain::kCollapse: {
-      const Backing::FillResult filled = backing.FillSmall(decision.first, decision.count);
-      if (filled != Backing::FillResult::kDone) return {outcome(filled), Grain::kSmall};
-      const bool huge = backing.Collapse(decision.block) == Backing::FillResult::kDone;
-      return {Outcome::kDone, huge ? Grain::kCollapse : Grain::kSmall};
-    }
-  }
-  return {};
+  const bool huge = decision.grain == Grain::kHuge;
+  const bool wanted =
+      huge && (decision.probe == Probe::kNone || decision.fallback_count.value() == 0 ||
+               backing.Sample(decision.neighbour) == Backing::Use::kUsed);
+  if (wanted) return {outcome(backing.FillHuge(decision.block)), Grain::kHuge};
+  const FilePage first = huge ? decision.fallback_first : decision.first;
+  const PageCount count = huge ? decision.fallback_count : decision.count;
+  return {outcome(backing.FillSmall(first, count)), Grain::kSmall};
+}
+
+// The block is full of small pages: nobody need wait for the rest, which takes milliseconds. Its
+// entries stay in flight until then.
+void Resolver::Collapse(std::shared_ptr<const Backing> backing, const FaultDecision& decision) {
+  for (const Waiter& waiter : TakeWaiters(decision)) Wake(waiter);
+  auto filled = std::make_shared<Filled>(Filled{Outcome::kDone, Grain::kSmall});
+  pool_->Submit(
+      [backing = std::move(backing), decision, filled] {
+        if (backing->Collapse(decision.block) == Backing::FillResult::kDone) {
+          filled->actual = Grain::kCollapse;
+        }
+      },
+      [this, decision, filled] { Finish(decision, *filled); }, WorkerPool::Priority::kLater);
 }
 
 void Resolver::Finish(const FaultDecision& decision, Filled filled) {
@@ -126,14 +133,7 @@ void Resolver::Finish(const FaultDecision& decision, Filled filled) {
   const bool stays_small = decision.grain == Grain::kCollapse && filled.outcome == Outcome::kDone &&
                            filled.actual != Grain::kCollapse;
   if (stays_small) retry_->Add(decision.mm, decision.block);
-  const Waiter first{decision.guest, decision.wake_start.value(), decision.wake_bytes};
-  std::vector<Waiter> waiters;
-  if (auto it = parked_.find(KeyOf(decision)); it != parked_.end()) {
-    waiters = std::move(it->second);
-    parked_.erase(it);
-  }
-  waiters.push_back(first);
-  for (const Waiter& waiter : waiters) {
+  for (const Waiter& waiter : TakeWaiters(decision)) {
     // Without frames the kernel answers, as it would without us: SIGBUS, the OOM killer, or a page
     // after all.
     if (filled.outcome == Outcome::kDone) {
@@ -142,6 +142,17 @@ void Resolver::Finish(const FaultDecision& decision, Filled filled) {
       Deny(waiter);
     }
   }
+}
+
+// Whoever sleeps for the decision's block: who caused it and who was parked.
+std::vector<Resolver::Waiter> Resolver::TakeWaiters(const FaultDecision& decision) {
+  std::vector<Waiter> waiters;
+  if (auto it = parked_.find(KeyOf(decision)); it != parked_.end()) {
+    waiters = std::move(it->second);
+    parked_.erase(it);
+  }
+  waiters.push_back({decision.guest, decision.wake_start.value(), decision.wake_bytes});
+  return waiters;
 }
 
 void Resolver::Continue(Guest& guest, const FaultDecision& decision) {

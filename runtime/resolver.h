@@ -12,6 +12,7 @@
 #define HOSTMM_RUNTIME_RESOLVER_H_
 
 #include <cstdint>
+#include <memory>
 #include <utility>
 #include <vector>
 
@@ -64,7 +65,9 @@ class Resolver {
 
   void Resolve(Guest& guest, const FaultDecision& decision);
   void Populate(const FaultDecision& decision);
+  void Collapse(std::shared_ptr<const Backing> backing, const FaultDecision& decision);
   void Finish(const FaultDecision& decision, Filled filled);
+  std::vector<Waiter> TakeWaiters(const FaultDecision& decision);
   void Continue(Guest& guest, const FaultDecision& decision);
   void Deny(const Waiter& waiter);
   void Wake(const Waiter& waiter);

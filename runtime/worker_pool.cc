@@ -36,9 +36,10 @@ WorkerPool::~WorkerPool() {
   for (std::thread& thread : threads_) thread.join();
 }
 
-void WorkerPool::Submit(Task work, Task done) {
+void WorkerPool::Submit(Task work, Task done, Priority priority) {
   absl::MutexLock lock(&mu_);
-  waiting_.push_back({std::move(work), std::move(done)});
+  std::deque<Job>& queue = priority == Priority::kNow ? waiting_ : later_;
+  queue.push_back({std::move(work), std::move(done)});
 }
 
 void WorkerPool::RunDone() {
@@ -56,17 +57,24 @@ void WorkerPool::RunDone() {
 void WorkerPool::Work() {
   for (;;) {
     Job job;
+    Priority priority = Priority::kNow;
     {
       absl::MutexLock lock(&mu_);
       mu_.Await(absl::Condition(this, &WorkerPool::HasWorkOrStops));
       if (stopping_) return;
-      job = std::move(waiting_.front());
-      waiting_.pop_front();
+      if (waiting_.empty()) {
+        priority = Priority::kLater;
+        later_runs_ = true;
+      }
+      std::deque<Job>& queue = priority == Priority::kNow ? waiting_ : later_;
+      job = std::move(queue.front());
+      queue.pop_front();
     }
     job.work();
     job.work = nullptr;  // what it held (a file's frames) goes here, not on the loop
     {
       absl::MutexLock lock(&mu_);
+      if (priority == Priority::kLater) later_runs_ = false;
       done_.push_back(std::move(job.done));
     }
     const uint64_t one = 1;

@@ -2,7 +2,9 @@
 // never holds up the loop.
 //
 // Flow:     loop thread: Submit(work, done)     worker: work()     loop thread, later: done()
-//           `event_fd` becomes readable when something is done; RunDone then calls what is.
+//           Work of Priority::kLater begins only when nothing else waits, one at a time: a collapse
+//           takes milliseconds, and somebody sleeps until a fault's frames are there. `event_fd`
+//           becomes readable when something is done; RunDone then calls what is.
 // Locks:    one mutex over both queues, held for a push or a pop; no other lock is ever taken under
 // it, and neither
 //           work() nor done() runs under it. See the lock order in pager.h.
@@ -25,6 +27,7 @@ namespace hostmm {
 class WorkerPool {
  public:
   using Task = std::function<void()>;
+  enum class Priority { kNow, kLater };
 
   // Takes fewer threads if the kernel gives no more. Throws std::system_error if it gives none
   // (RLIMIT_NPROC), as std::thread does.
@@ -35,7 +38,7 @@ class WorkerPool {
   static absl::StatusOr<UniqueFd> NewEventFd();
 
   int event_fd() const { return event_fd_.get(); }
-  void Submit(Task work, Task done) ABSL_LOCKS_EXCLUDED(mu_);
+  void Submit(Task work, Task done, Priority priority = Priority::kNow) ABSL_LOCKS_EXCLUDED(mu_);
   void RunDone() ABSL_LOCKS_EXCLUDED(mu_);
 
  private:
@@ -46,12 +49,14 @@ class WorkerPool {
 
   void Work() ABSL_LOCKS_EXCLUDED(mu_);
   bool HasWorkOrStops() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
-    return stopping_ || !waiting_.empty();
+    return stopping_ || !waiting_.empty() || (!later_.empty() && !later_runs_);
   }
 
   const UniqueFd event_fd_;
   absl::Mutex mu_;
   std::deque<Job> waiting_ ABSL_GUARDED_BY(mu_);
+  std::deque<Job> later_ ABSL_GUARDED_BY(mu_);
+  bool later_runs_ ABSL_GUARDED_BY(mu_) = false;
   std::deque<Task> done_ ABSL_GUARDED_BY(mu_);
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;
   std::vector<std::thread> threads_;

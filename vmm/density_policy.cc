@@ -1,6 +1,7 @@
 #include "vmm/density_policy.h"
 
 #include <algorithm>
+#include <bit>
 
 namespace hostmm {
 namespace {
@@ -17,13 +18,16 @@ DensityChoice Small(const DensityInput& input, PageCount window, OnFull on_full)
   return {.grain = Grain::kSmall, .cause = SmallCause(input), .window = window, .on_full = on_full};
 }
 
+// Sequential faults double what the block has, up to `most`; scattered ones never grow.
+PageCount Window(const DensityInput& input, PageCount most) {
+  if (input.order == Order::kScattered) return kFirstWindow;
+  const uint64_t grown = std::bit_floor(std::max<uint64_t>(input.present.value(), 1));
+  return PageCount(std::clamp(grown, kFirstWindow.value(), most.value()));
+}
+
 DensityChoice ChooseBase(const DensityInput& input) {
-  // Beyond this many touches the window is the whole block anyway.
-  constexpr uint32_t kMaxGrowth = 4;
-  const uint64_t window = kBaseFirstWindow.value()
-                          << (kBaseGrowthShift * std::min(input.touches, kMaxGrowth));
   const bool collapse = CanBeHuge(input) && input.hint != HugeHint::kSmall;
-  return Small(input, PageCount(std::min(window, kPagesPerBlock)),
+  return Small(input, Window(input, PageCount(kPagesPerBlock)),
                collapse ? OnFull::kCollapse : OnFull::kLeave);
 }
 
@@ -43,7 +47,7 @@ DensityChoice ChooseGrain(const DensityInput& input) {
   }
   if (input.frames != FrameKind::kHuge) return ChooseBase(input);
 
-  const PageCount window = input.touches == 0 ? kFirstWindow : kSecondWindow;
+  const PageCount window = Window(input, kMaxWindow);
   if (!CanBeHuge(input)) return Small(input, window, OnFull::kLeave);
   if (input.hint == HugeHint::kHuge) return ChooseHuge(input, FaultCause::kHugeHint);
   if (input.hint == HugeHint::kSmall) return Small(input, window, OnFull::kLeave);
@@ -53,7 +57,7 @@ DensityChoice ChooseGrain(const DensityInput& input) {
     choice.probe = Probe::kNeighbour;
     return choice;
   }
-  if (input.touches >= kDenseTouches) {
+  if (input.present >= kDensePages) {
     return {.grain = Grain::kCollapse, .cause = FaultCause::kDense};
   }
   return Small(input, window, OnFull::kCollapse);

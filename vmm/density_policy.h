@@ -21,19 +21,15 @@ namespace hostmm {
 
 enum class MemoryClimate : uint8_t { kAmple, kTight };
 
-// First fault of a block: 16 KiB, the kernel's own readahead grain for a random access, 1/128 of a
-// block.
+// What a fault gets at least: 16 KiB, the kernel's own readahead grain for a random access, 1/128
+// of a block. A random toucher gets no more, whatever it has touched already.
 inline constexpr PageCount kFirstWindow{4};
-// Second fault in the same block: 256 KiB; the block is in use, how much of it is still open.
-inline constexpr PageCount kSecondWindow{64};
-// Touches after which a block counts as dense. With two windows of 4 and 64 pages already made,
-// filling the rest costs at most 512/68 = 7.5 times what is known to be in use, and only in blocks
-// that were touched three separate times.
-inline constexpr uint32_t kDenseTouches = 2;
-// Base frames fault around 4, 16, 64, 256, 512 pages: a block that is really filled takes 5 faults,
-// one that is touched once costs 16 KiB.
-inline constexpr PageCount kBaseFirstWindow{4};
-inline constexpr int kBaseGrowthShift = 2;
+// A fault behind a page that is there goes on with what was begun: it gets as much as the block has
+// already, up to this.
+inline constexpr PageCount kMaxWindow{64};
+// As many pages as make a block dense: a quarter. To fill the rest costs at most four times what
+// was asked for, and the random toucher has come 32 times by then.
+inline constexpr PageCount kDensePages{kPagesPerBlock / 4};
 
 enum class HugeHint : uint8_t { kNone, kHuge, kSmall };
 enum class Tracking : uint8_t { kOff, kOn };
@@ -43,6 +39,9 @@ enum class BlockFill : uint8_t { kUntouched, kSmall };
 enum class HugeNeighbour : uint8_t { kNone, kBefore, kBehind };
 // Whether the page-table geometry has a leaf of the block's size at all.
 enum class HugeLeaves : uint8_t { kPossible, kImpossible };
+
+// kSequential: the page before the fault is there.
+enum class Order : uint8_t { kScattered, kSequential };
 
 struct DensityInput {
   FrameKind frames = FrameKind::kHuge;
@@ -54,6 +53,8 @@ struct DensityInput {
   HugeNeighbour neighbour = HugeNeighbour::kNone;
   HugeLeaves huge_leaves = HugeLeaves::kPossible;
   uint32_t touches = 0;  // faults that were populated in this block before this one
+  PageCount present{0};  // small pages of the block that are there
+  Order order = Order::kScattered;
   PageCount tracked_around{1};
 };
 

@@ -5,22 +5,50 @@
 namespace hostmm {
 namespace {
 
+// The choice for a block that has been touched `touches` times and has four pages of each.
 DensityChoice After(uint32_t touches, DensityInput input = {}) {
   input.touches = touches;
   input.fill = touches == 0 ? BlockFill::kUntouched : BlockFill::kSmall;
+  input.present = PageCount(4 * touches);
   return ChooseGrain(input);
 }
 
-TEST(DensityPolicyTest, ThreeTouchesMakeABlockDense) {
-  EXPECT_EQ(After(0).grain, Grain::kSmall);
+DensityChoice With(uint64_t present, Order order, FrameKind frames = FrameKind::kHuge) {
+  return ChooseGrain({.frames = frames,
+                      .fill = BlockFill::kSmall,
+                      .touches = 1,
+                      .present = PageCount(present),
+                      .order = order});
+}
+
+TEST(DensityPolicyTest, SequentialFaultsDoubleWhatIsThere) {
   EXPECT_EQ(After(0).window, PageCount(4));
   EXPECT_EQ(After(0).cause, FaultCause::kFirstTouch);
-  EXPECT_EQ(After(1).grain, Grain::kSmall);
-  EXPECT_EQ(After(1).window, PageCount(64));
-  EXPECT_EQ(After(1).cause, FaultCause::kFillAround);
-  EXPECT_EQ(After(2).grain, Grain::kCollapse);
-  EXPECT_EQ(After(2).cause, FaultCause::kDense);
-  EXPECT_EQ(After(200).grain, Grain::kCollapse);
+  for (uint64_t present : {4, 8, 16, 32, 64}) {
+    const DensityChoice choice = With(present, Order::kSequential);
+    EXPECT_EQ(choice.grain, Grain::kSmall);
+    EXPECT_EQ(choice.window, PageCount(present));
+    EXPECT_EQ(choice.cause, FaultCause::kFillAround);
+  }
+  EXPECT_EQ(With(127, Order::kSequential).window, PageCount(64));
+  // Not a power of two: rounded down, as the caller aligns the window.
+  EXPECT_EQ(With(13, Order::kSequential).window, PageCount(8));
+}
+
+TEST(DensityPolicyTest, ScatteredFaultsNeverGetMore) {
+  for (uint64_t present = 1; present < 128; ++present) {
+    EXPECT_EQ(With(present, Order::kScattered).grain, Grain::kSmall);
+    EXPECT_EQ(With(present, Order::kScattered).window, PageCount(4));
+  }
+}
+
+TEST(DensityPolicyTest, AQuarterOfItsPagesMakesABlockDense) {
+  for (Order order : {Order::kScattered, Order::kSequential}) {
+    EXPECT_EQ(With(127, order).grain, Grain::kSmall);
+    EXPECT_EQ(With(128, order).grain, Grain::kCollapse);
+    EXPECT_EQ(With(128, order).cause, FaultCause::kDense);
+    EXPECT_EQ(With(511, order).grain, Grain::kCollapse);
+  }
 }
 
 // The promise of section 12 of the design: one page in each block must not cost 512.
@@ -92,17 +120,14 @@ TEST(DensityPolicyTest, HugetlbIsAlwaysHuge) {
   EXPECT_EQ(After(0, input).window, PageCount(0));  // nothing to fall back to
 }
 
-TEST(DensityPolicyTest, BaseFramesGrowAndCollapseWhenFull) {
-  DensityInput input{.frames = FrameKind::kBase, .neighbour = HugeNeighbour::kBefore};
-  uint64_t last = 0;
-  for (uint32_t touches = 0; touches < 10; ++touches) {
-    const DensityChoice choice = After(touches, input);
+TEST(DensityPolicyTest, BaseFramesGrowInSequenceAndCollapseWhenFull) {
+  for (uint64_t present : {4, 16, 64, 256}) {
+    const DensityChoice choice = With(present, Order::kSequential, FrameKind::kBase);
     EXPECT_EQ(choice.grain, Grain::kSmall);
     EXPECT_EQ(choice.on_full, OnFull::kCollapse);
-    EXPECT_GE(choice.window.value(), last);
-    last = choice.window.value();
+    EXPECT_EQ(choice.window, PageCount(present));
+    EXPECT_EQ(With(present, Order::kScattered, FrameKind::kBase).window, PageCount(4));
   }
-  EXPECT_EQ(last, kPagesPerBlock);
 }
 
 TEST(DensityPolicyTest, TrackedRegionsAreExact) {

@@ -101,7 +101,7 @@ HugeHint HintOf(const Region& region) {
 HugeNeighbour NeighbourOf(const PageTable& table, BlockIndex block) {
   const auto is_huge = [&](BlockIndex at) {
     const Pte entry = table.FindBlock(at).entry;
-    if (entry.is_table()) return table.FillOf(entry.table()).touches > kDenseTouches;
+    if (entry.is_table()) return table.FillOf(entry.table()).live == kPagesPerBlock;
     return entry.is_leaf() && entry.is_huge();
   };
   if (block.value() != 0 && is_huge(BlockIndex(block.value() - 1))) return HugeNeighbour::kBefore;
@@ -124,8 +124,14 @@ DensityInput Describe(const Segment& segment, const FaultPlace& place, const Pag
           segment.geometry().HasHugeLeaf() ? HugeLeaves::kPossible : HugeLeaves::kImpossible,
       .tracked_around = place.climate.tracked_around};
   if (block_entry.is_table()) {
+    const HostOffset small = block_entry.table();
+    const NodeFill fill = table.FillOf(small);
+    const uint64_t index = IndexInBlock(place.page);
     input.fill = BlockFill::kSmall;
-    input.touches = table.FillOf(block_entry.table()).touches;
+    input.touches = fill.touches;
+    input.present = PageCount(fill.live - fill.in_flight);
+    const bool follows = index != 0 && table.EntryAt(small, index - 1).is_present();
+    input.order = follows ? Order::kSequential : Order::kScattered;
   } else if (input.frames == FrameKind::kHuge) {
     input.neighbour = NeighbourOf(table, place.block);
   }
@@ -159,7 +165,7 @@ FaultDecision PopulateCollapse(const FaultPlace& place, PageTable& table,
   if (small == kNullOffset) return Untracked(place, table);
   if (table.FillOf(small).in_flight != 0) {
     // Another fault is filling a part: go on in small steps, the next fault may collapse.
-    return PopulateSmall(place, table, {.cause = FaultCause::kFillAround, .window = kSecondWindow});
+    return PopulateSmall(place, table, {.cause = FaultCause::kFillAround, .window = kFirstWindow});
   }
   table.CountTouch(small);
   PopulateFlight(&table, place.block).TakeOffWholeBlock(small);
