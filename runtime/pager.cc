@@ -1,5 +1,6 @@
 #include "runtime/pager.h"
 
+#include <signal.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
@@ -32,6 +33,7 @@ int Fail(int fd, ExitStatus status, std::string_view why) {
 ExitStatus StatusOf(const absl::Status& failure) {
   switch (failure.code()) {
     case absl::StatusCode::kResourceExhausted:  // ENOMEM, EMFILE
+    case absl::StatusCode::kOutOfRange:         // EFBIG
       return ExitStatus::kLimitTooLow;
     case absl::StatusCode::kPermissionDenied:
       return ExitStatus::kNoPermission;
@@ -51,6 +53,8 @@ void RaiseDescriptorLimit() {
 }  // namespace
 
 int RunPager(const PagerOptions& options) {
+  // A file size limit is then an error with a name, not the end.
+  signal(SIGXFSZ, SIG_IGN);
   RaiseDescriptorLimit();
   absl::StatusOr<Rung> rung = ChooseRung(options);
   if (!rung.ok()) {

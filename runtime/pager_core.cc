@@ -106,7 +106,11 @@ absl::StatusOr<std::unique_ptr<PagerCore>> PagerCore::Create(const PagerOptions&
                                                              Rung rung) {
   const HostTables::Config config;
   absl::StatusOr<SharedSegment> segment = SharedSegment::Create(HostTables::SegmentBytes(config));
-  if (!segment.ok()) return segment.status();
+  if (!segment.ok()) {
+    return absl::Status(segment.status().code(),
+                        absl::StrCat(segment.status().message(),
+                                     "; remedy: raise ulimit -v and ulimit -f, or free memory"));
+  }
   HostTables tables = HostTables::Format(segment->memory.bytes(), config);
   absl::StatusOr<std::unique_ptr<EventLoop>> loop = EventLoop::Create();
   if (!loop.ok()) return loop.status();

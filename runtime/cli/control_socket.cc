@@ -108,6 +108,10 @@ Failure BindFailure(const std::string& path, int error) {
     case ENOTDIR:
       return MakeFailure(ExitStatus::kNoSuchDirectory, path,
                          "the directory does not exist: " + ErrnoText(error), "make it first");
+    case EMFILE:
+    case ENFILE:
+      return MakeFailure(ExitStatus::kLimitTooLow, path,
+                         "no descriptor is left: " + ErrnoText(error), "raise 'ulimit -n'");
     default:
       return MakeFailure(ExitStatus::kInternal, path, "bind: " + ErrnoText(error),
                          "choose another path");

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 #include "runtime/guest/agent.h"
 #include "runtime/guest/client.h"
@@ -126,6 +127,8 @@ void AttachChildLocked(int channel) {
 // the pager simply waits.
 void AfterForkInChild() {
   ForgetAgent();
+  g_client.replacing_agent = false;
+  g_client.replace_again = false;
   const int channel = g_client.child_channel;
   g_client.child_channel = -1;
   g_client.channel.Close();
@@ -182,6 +185,7 @@ void Initialize() {
   const char* only = getenv("HOSTMM_ONLY");
   g_client.child_channel = -1;
   g_client.quiet = getenv("HOSTMM_QUIET") != nullptr;
+  g_client.standard_error.Watch(STDERR_FILENO);
   const bool chosen =
       only == nullptr || only[0] == '\0' || Listed(only, program_invocation_short_name);
   if (socket == nullptr || strlen(socket) >= sizeof(g_client.socket_path) || !chosen) {
@@ -204,12 +208,12 @@ bool EnsureAttachedLocked() {
   return true;
 }
 
-void CredentialsChanged() {
+// Ends the agent and starts another, with what the calling thread has now.
+void ReplaceAgent() {
   {
     GuestLockHolder hold(g_client.lock);
-    LeaveIfClonedLocked();
-    if (g_client.phase != Phase::kAttached) return;
     NoteLocked(NewMessage(protocol::Kind::kAgent));
+    if (g_client.phase != Phase::kAttached) return;
   }
   // Without the lock: the agent may want it for the order that it is carrying out.
   const AgentEnd end = AwaitAgentEnd(kAnswerMilliseconds);
@@ -219,6 +223,26 @@ void CredentialsChanged() {
   protocol::Message note = NewMessage(protocol::Kind::kAgent);
   note.value[0] = StartAgent(g_client.channel) == AgentStart::kStarted ? 1 : 0;
   NoteLocked(note);
+}
+
+// One thread at a time replaces the agent, which has one stack. Another that comes meanwhile leaves
+// word, because the new agent may have been started before its change.
+void CredentialsChanged() {
+  {
+    GuestLockHolder hold(g_client.lock);
+    LeaveIfClonedLocked();
+    if (g_client.phase != Phase::kAttached) return;
+    g_client.replace_again = g_client.replacing_agent;
+    if (g_client.replacing_agent) return;
+    g_client.replacing_agent = true;
+  }
+  for (bool again = true; again;) {
+    ReplaceAgent();
+    GuestLockHolder hold(g_client.lock);
+    again = g_client.replace_again;
+    g_client.replace_again = false;
+    g_client.replacing_agent = again;
+  }
 }
 
 void GoOffLocked(const char* why) {
@@ -254,7 +278,8 @@ Io AskLocked(const protocol::Message& question, const int* fds, int fd_count,
 }
 
 void SayOnce(const char* what, const char* why) {
-  if (g_client.quiet || g_client.said_why) return;
+  // Programs close standard error and get its number for a file of their own.
+  if (g_client.quiet || g_client.said_why || !g_client.standard_error.IsOurs()) return;
   g_client.said_why = true;
   char line[256];
   size_t used = 0;
@@ -266,7 +291,7 @@ void SayOnce(const char* what, const char* why) {
     memcpy(line + used, part, length);
     used += length;
   }
-  raw::Call(SYS_write, 2, &line[0], used);
+  raw::Call(SYS_write, STDERR_FILENO, &line[0], used);
 }
 
 }  // namespace hostmm::guest

@@ -48,9 +48,12 @@ void GuardedFd::Set(int fd) {
   if (raw::Failed(high)) high = raw::Call(SYS_fcntl, fd, F_DUPFD_CLOEXEC, 3);
   raw::Call(SYS_close, fd);
   fd_ = raw::Failed(high) ? 0 : static_cast<int>(high);
-  if (fd_ == 0) return;
+  if (fd_ != 0) Watch(fd_);
+}
+
+void GuardedFd::Watch(int fd) {
   struct stat info = {};
-  raw::Call(SYS_fstat, fd_, &info);
+  fd_ = raw::Call(SYS_fstat, fd, &info) == 0 ? fd : 0;
   device_ = info.st_dev;
   inode_ = info.st_ino;
 }
@@ -159,6 +162,9 @@ int Connect(const char* path) {
   memcpy(address.sun_path, path, length);
   const long fd = raw::Call(SYS_socket, AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
   if (raw::Failed(fd)) return -1;
+  // A pager that does not accept and has a full queue must not hold us for ever.
+  const timeval patience = {kAnswerMilliseconds / 1000, 0};
+  raw::Call(SYS_setsockopt, fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof(patience));
   if (raw::Failed(raw::Call(SYS_connect, fd, &address, sizeof(address)))) {
     raw::Call(SYS_close, fd);
     return -1;

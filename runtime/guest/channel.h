@@ -27,6 +27,8 @@ class GuardedFd {
   // Takes over `fd`, moved to a high number where the limit allows, so that programs that count on
   // low numbers (or that find out how many they may open) are not surprised.
   void Set(int fd);
+  // Remembers `fd`, which stays the program's: only IsOurs is of use then.
+  void Watch(int fd);
   void Close();
   bool IsOurs() const;
   // REQUIRES: IsOurs().

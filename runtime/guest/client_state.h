@@ -26,8 +26,11 @@ struct ClientState {
   std::atomic<Phase> phase;
   UffdSource uffd_source;
   bool quiet;
-  bool said_why;  // one line per process, not one per mapping
-  int pid;        // of the process that is attached: a raw clone(2) has its parent's state
+  bool said_why;         // one line per process, not one per mapping
+  int pid;               // of the process that is attached: a raw clone(2) has its parent's state
+  bool replacing_agent;  // a thread is about to replace the agent
+  bool replace_again;    // and another has changed its user since
+  GuardedFd standard_error;
   GuardedFd channel;
   GuardedFd uffd_device;  // /dev/userfaultfd as the pager opened it (UffdSource::kDevice)
   uint64_t uffd_features;
