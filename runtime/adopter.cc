@@ -15,6 +15,9 @@ constexpr uint64_t kBlocksPerOrder = 64;
 // The longest wait between two looks at a file that does not change, in ticks. Arbitrary.
 constexpr uint32_t kMaxBackoff = 64;
 
+// How long an answer may take, in ticks. Arbitrary: far longer than an order of 64 collapses.
+constexpr uint32_t kPatienceTicks = 8;
+
 }  // namespace
 
 void Adopter::Tick() {
@@ -24,11 +27,21 @@ void Adopter::Tick() {
       gone.push_back(slot);
     } else if (file.wait > 0) {
       --file.wait;
-    } else {
+    } else if (AwaitsAnswer(&file) == Wait::kNo) {
       Look(&file);
     }
   }
   for (const uint32_t slot : gone) files_.erase(slot);
+}
+
+// Whether the answer to the last order is still to be waited for. Who is stopped, or never answers,
+// is passed over after a while: others may map the file too.
+Adopter::Wait Adopter::AwaitsAnswer(File* file) const {
+  if (!file->asked.valid()) return Wait::kNo;
+  const Guest* guest = guests_->Find(file->asked);
+  if (guest != nullptr && guest->open_order != 0 && file->patience-- > 0) return Wait::kYes;
+  file->asked = GuestId();
+  return Wait::kNo;
 }
 
 // One order of at most kBlocksPerOrder blocks; at the end of the file a pass is over.
@@ -49,6 +62,9 @@ void Adopter::Look(File* file) {
     };
     if (orders_->Send(*guest, order, done) == Orders::SendResult::kBusy) {
       file->cursor = batch.first_block;
+    } else {
+      file->asked = batch.guest;
+      file->patience = kPatienceTicks;
     }
     return;
   }
@@ -70,7 +86,8 @@ Adopter::Batch Adopter::NextBatch(File* file) const {
                            const FilePage first = FirstPageOf(BlockIndex(file->cursor));
                            if (batch.guest.valid() || candidate.file_page > first) return;
                            const Guest* mapper = guests_->Find(guest);
-                           if (mapper == nullptr || !mapper->has_agent) return;
+                           if (mapper == nullptr || !mapper->has_agent || mapper->open_order != 0)
+                             return;
                            if (candidate.AddrOf(first).value() % kBlockSize != 0) return;
                            batch.guest = guest;
                            region = candidate;

@@ -7,7 +7,8 @@
 // all in memory: by its agent, in its own mapping, at its own expense.
 //
 // Pace:     a file that makes progress is looked at on every tick; one that does not, half as often
-// each time. Threads:  the loop thread.
+//           each time.
+// Threads:  the loop thread.
 #ifndef HOSTMM_RUNTIME_ADOPTER_H_
 #define HOSTMM_RUNTIME_ADOPTER_H_
 
@@ -38,6 +39,8 @@ class Adopter {
     uint32_t wait = 0;      // ticks until then
     uint32_t backoff = 1;   // ticks to wait after a pass without progress
     bool progress = false;  // in this pass
+    GuestId asked = {};     // who has not answered our order yet
+    uint32_t patience = 0;  // ticks that we still wait for that
   };
   // Blocks of one order, all mapped by one region of one guest.
   struct Batch {
@@ -47,6 +50,8 @@ class Adopter {
     uint64_t mask = 0;
   };
 
+  enum class Wait { kNo, kYes };
+  Wait AwaitsAnswer(File* file) const;
   void Look(File* file);
   Batch NextBatch(File* file) const;
   void OnAnswer(MmId mm, const Batch& batch, const protocol::Message& answer);

@@ -7,10 +7,10 @@
 //
 //     huge view    2 MiB frames        small view   MADV_NOHUGEPAGE: 4 KiB frames
 //
-// Units:    FilePage, PageCount, BlockIndex. Threads: any; calls for different blocks run side by
-// side, for one block the
-//           caller (the in-flight state) keeps them apart. The owner may drop its reference while a
-//           worker still has one.
+// Units:    FilePage, PageCount, BlockIndex.
+// Threads:  any; calls for different blocks run side by side, for one block the caller (the
+//           in-flight state) keeps them apart. The owner may drop its reference while a worker
+//           still has one.
 #ifndef HOSTMM_RUNTIME_BACKING_H_
 #define HOSTMM_RUNTIME_BACKING_H_
 

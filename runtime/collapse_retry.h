@@ -4,8 +4,8 @@
 // will come to such a block again, because all its pages are there, so that without this it would
 // stay in small pages for good.
 //
-// Pace:     one try per block and tick, kMaxTries in all. Threads: the loop thread; a worker does
-// the collapse.
+// Pace:     one try per block and tick at most, kMaxTries in all; as work that comes last.
+// Threads:  the loop thread; a worker does the collapse.
 #ifndef HOSTMM_RUNTIME_COLLAPSE_RETRY_H_
 #define HOSTMM_RUNTIME_COLLAPSE_RETRY_H_
 

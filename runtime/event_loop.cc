@@ -125,6 +125,7 @@ void EventLoop::OnCompletion(uint64_t tag, int result, uint32_t flags) {
   if (tag == kRemoveTag) return;
   if (tag == kTickTag) {
     ArmTick();
+    ArmBroken();
     tick_();
     return;
   }
@@ -133,9 +134,25 @@ void EventLoop::OnCompletion(uint64_t tag, int result, uint32_t flags) {
       slot < slots_.size() && slots_[slot].generation == static_cast<uint32_t>(tag >> 32);
   // The kernel ends a multishot poll when its queue overflows: arm it again before looking, so that
   // nothing is missed.
-  if (live && (flags & IORING_CQE_F_MORE) == 0 && result >= 0) ArmPoll(slot);
+  if (live && (flags & IORING_CQE_F_MORE) == 0) {
+    // With an error (no memory) at once would be too soon.
+    if (result >= 0) {
+      ArmPoll(slot);
+    } else {
+      broken_.push_back(tag);
+    }
+  }
   // One that waits for its turn gets no second one by the edges that come meanwhile.
   if (live && !slots_[slot].queued) Dispatch(tag);
+}
+
+void EventLoop::ArmBroken() {
+  std::vector<uint64_t> now;
+  now.swap(broken_);
+  for (const uint64_t tag : now) {
+    const auto slot = static_cast<uint32_t>(tag);
+    if (slots_[slot].generation == static_cast<uint32_t>(tag >> 32)) ArmPoll(slot);
+  }
 }
 
 void EventLoop::ServeReady() {

@@ -6,8 +6,7 @@
 //
 // Threads:  everything on the thread that calls Run, but Stop from a handler only.
 // Owner:    the descriptors stay the caller's. Unwatch before closing one: a poll keeps its file
-// alive, and the file of a
-//           userfaultfd must go at once.
+//           alive, and the file of a userfaultfd must go at once.
 #ifndef HOSTMM_RUNTIME_EVENT_LOOP_H_
 #define HOSTMM_RUNTIME_EVENT_LOOP_H_
 
@@ -64,6 +63,7 @@ class EventLoop {
   io_uring_sqe* NextSqe();
   void ArmPoll(uint32_t slot);
   void ArmTick();
+  void ArmBroken();
   void Dispatch(uint64_t tag);
   void OnCompletion(uint64_t tag, int result, uint32_t flags);
   void ServeReady();
@@ -73,7 +73,8 @@ class EventLoop {
   bool stopped_ = false;
   std::vector<Slot> slots_;
   std::vector<uint32_t> free_slots_;
-  std::vector<uint64_t> ready_;  // tags to be called without a completion
+  std::vector<uint64_t> broken_;  // tags whose poll the kernel ended; armed again on the next tick
+  std::vector<uint64_t> ready_;   // tags to be called without a completion
   __kernel_timespec tick_period_ = {};
   std::function<void()> tick_;
 };

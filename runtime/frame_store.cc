@@ -24,7 +24,9 @@ namespace {
 
 absl::StatusOr<UniqueFd> SizedFile(UniqueFd file, uint64_t bytes) {
   if (ftruncate(file.get(), static_cast<off_t>(bytes)) != 0) {
-    return SysError(absl::StrCat("ftruncate(", bytes, ")"));
+    const int error = errno;
+    const char* remedy = error == EFBIG ? "; remedy: raise ulimit -f" : "";
+    return absl::ErrnoToStatus(error, absl::StrCat("ftruncate(", bytes, ")", remedy));
   }
   return file;
 }

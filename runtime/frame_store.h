@@ -1,14 +1,16 @@
-// Where frames come from: one rung of the ladder in DESIGN, as a factory of files.
+// clang-format off
+// Where frames come from: one rung of the ladder of frames, as a factory of files.
 //
 //   kHuge     files of a tmpfs mounted huge=always that is attached nowhere: 2 MiB frames on first
-//   touch, whatever
-//             shmem_enabled says, without privilege (a user namespace makes the mount when the
-//             pager is not root)
-//   kHugetlb  hugetlb memfds: frames of the hugetlb pool, whose page tables the kernel itself
-//   shares kBase     memfds: 4 KiB frames
+//             touch, whatever shmem_enabled says but `deny`, without privilege (a user namespace
+//             makes the mount when the pager is not root)
+//   kHugetlb  hugetlb memfds: frames of the hugetlb pool, whose page tables the kernel shares
+//   kBase     memfds: 4 KiB frames
 //
-// Owner:    the pager. Threads: the loop thread. Leaves nothing behind: the mount goes with its
-// last descriptor.
+// Owner:    the pager.
+// Threads:  the loop thread.
+// Leaves:   nothing behind: the mount goes with its last descriptor.
+// clang-format on
 #ifndef HOSTMM_RUNTIME_FRAME_STORE_H_
 #define HOSTMM_RUNTIME_FRAME_STORE_H_
 

@@ -1,10 +1,11 @@
 // A guest as the pager's kernel side knows it: its descriptors and what it has asked for and not
 // finished. What it has mapped stands in the tables (vmm/), under the same id.
 //
-// Owner:    the pager's GuestSet. Threads: the loop thread.
+// Owner:    the pager's GuestSet.
+// Threads:  the loop thread.
 // Life:     made at kHello or, for a forked child, at its parent's kForkIntent (then `pid` is 0
-// until kChildAttach); gone
-//           when its channel closes or its pidfd says that it is dead, whichever comes first.
+//           until kChildAttach); gone when its channel closes or its pidfd says that it is dead,
+//           whichever comes first.
 #ifndef HOSTMM_RUNTIME_GUEST_H_
 #define HOSTMM_RUNTIME_GUEST_H_
 

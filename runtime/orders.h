@@ -1,9 +1,9 @@
 // Orders to the agents of guests: one at a time per guest, each answered once.
 //
-// Threads: the loop thread. Errors: an order that cannot be sent (no agent, another is open, the
-// channel is full or gone) is not
-//          kept; whoever wanted it asks again when there is a reason to. A guest that never answers
-//          gets no more.
+// Threads:  the loop thread.
+// Errors:   an order that cannot be sent (no agent, another is open, the channel is full or gone)
+//           is not kept; whoever wanted it asks again when there is a reason to. A guest that never
+//           answers gets no more.
 #ifndef HOSTMM_RUNTIME_ORDERS_H_
 #define HOSTMM_RUNTIME_ORDERS_H_
 

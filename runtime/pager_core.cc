@@ -10,7 +10,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <cstdio>
 #include <system_error>
 #include <utility>
 
@@ -48,26 +47,10 @@ constexpr uint32_t kGuestsPerUser = SegmentConfig{}.max_guests / 4 * 3;
 // Packets per turn of one guest. Arbitrary: bounds what one guest can keep the loop from.
 constexpr int kPacketsPerTurn = 64;
 
-// Memory is tight when less than this part of it is available: then no frame is made larger than it
-// must be.
-constexpr uint64_t kTightPart = 16;
-
 uint64_t MemoryBytes() {
   struct sysinfo info;
   if (sysinfo(&info) != 0) return ~uint64_t{0};
   return (static_cast<uint64_t>(info.totalram) + info.totalswap) * info.mem_unit;
-}
-
-MemoryClimate MemoryNow() {
-  unsigned long long total = 0;
-  unsigned long long available = 0;
-  FILE* file = fopen("/proc/meminfo", "re");
-  if (file == nullptr) return MemoryClimate::kAmple;
-  // The first lines are MemTotal, MemFree, MemAvailable.
-  const int got =
-      fscanf(file, "MemTotal: %llu kB MemFree: %*u kB MemAvailable: %llu", &total, &available);
-  fclose(file);
-  return got == 2 && available < total / kTightPart ? MemoryClimate::kTight : MemoryClimate::kAmple;
 }
 
 Session::Terms TermsOf(const PagerOptions& options, const Rung& rung) {
@@ -324,10 +307,10 @@ void PagerCore::Tick() {
   adopter_.Tick();
   collapse_retry_.Tick();
   DropTheSilent();
+  resolver_.SetMemory(climate_.Now());
   // Connections that came while descriptors were short raised their edge then.
   Accept();
   if (guests_.size() == 0 || ticks_ % kTicksPerSample != 0) return;
-  resolver_.SetMemory(MemoryNow());
   auto now = std::make_shared<Savings>(Survey(tables_, files_, guests_));
   if (now->plain_bytes <= best_.plain_bytes) return;
   pool_.Submit([now] { now->page_table_bytes = SumPageTables(now->guests); },

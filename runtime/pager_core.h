@@ -18,6 +18,7 @@
 #include "runtime/event_loop.h"
 #include "runtime/file_table.h"
 #include "runtime/guest.h"
+#include "runtime/memory_climate.h"
 #include "runtime/orders.h"
 #include "runtime/page_table_budget.h"
 #include "runtime/resolver.h"
@@ -81,6 +82,7 @@ class PagerCore : public SessionHost {
   GuestSet guests_;
   Orders orders_;
   std::optional<PageTableBudget> budget_;
+  ClimateWatch climate_;
   Adopter adopter_;
   CollapseRetry collapse_retry_;
   Resolver resolver_;

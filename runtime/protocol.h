@@ -1,26 +1,39 @@
+// clang-format off
 // What a guest and the pager say to each other, over one SOCK_SEQPACKET unix socket per guest: the
 // channel.
 //
 // Shape:    every packet is one fixed-size Message, plus up to kMaxFds descriptors (SCM_RIGHTS). A
-// packet of any other
-//           size, magic or version is refused; nothing in it is a length that anybody multiplies.
+//           packet of any other size, magic or version is refused; nothing in it is a length that
+//           anybody multiplies.
 // Order:    all packets of a guest travel on its one channel, so the pager sees its map, unmap and
-// fork in the order in
-//           which they happened. Calls that need an answer carry the far end of a fresh socketpair
-//           as their first descriptor; the answer comes there, and the end of file says that there
-//           will be none. So the agent, which reads orders from the channel, never has to tell them
-//           from answers.
-// Flow:     guest  connect                        pager
-//           kHello  (+reply)               ->     new guest            <- kReply
-//           (+/dev/userfaultfd, or none: native) kAttach (+userfaultfd)         ->     reads its
-//           events kCreate (+reply)               ->     a file from a store  <- kReply (+file)
-//           kMap    (+reply)               ->     region, REGISTER     <- kReply
-//           kUnmap, kProtect, ...          ->     (no answer)
-//           kForkIntent (+child's channel) ->     child = copy of the parent, waiting
-//           child: kChildAttach (+userfaultfd, credentials), on its own channel, without waiting
-//           for anything agent  <- kOrder;  kOrderDone  ->
+//           fork in the order in which they happened. Questions ("?") carry the far end of a fresh
+//           socketpair as their first descriptor; the answer comes there, and the end of file says
+//           that there will be none. So the agent, which reads orders from the channel, never has
+//           to tell them from answers.
+// Flow:     guest                                    pager
+//           connect
+//           kHello?                             ->   a new guest
+//                                               <-   kReply + /dev/userfaultfd; native mode: none
+//           kAttach + userfaultfd, credentials  ->   reads its events
+//           kCreate?                            ->   a file from a frame store
+//                                               <-   kReply + file
+//           mmap
+//           kMap?                               ->   region; UFFDIO_REGISTER
+//                                               <-   kReply
+//           kUnmap, kProtect, ...               ->   (no answer)
+//           kForkIntent + the child's channel   ->   child = copy of the parent, waiting
+//           fork; the child, on its own channel, waiting for nothing:
+//           kChildAttach + userfaultfd, creds   ->   reads the child's events
+//           agent:                              <-   kOrder
+//           kOrderDone                          ->
+//           another user (credentials.cc):
+//           kAgent 0                            ->   no further order but
+//           agent ends                          <-   kOrder kQuit
+//           kAgent 1: there is a new agent      ->   orders again
 // Trust:    a guest is hostile input. The pager checks every field against that guest's own
-// regions. Used by:  both sides, and by code that may not use the C++ library: plain data only.
+//           regions.
+// Used by:  both sides, and by code that may not use the C++ library: plain data only.
+// clang-format on
 #ifndef HOSTMM_RUNTIME_PROTOCOL_H_
 #define HOSTMM_RUNTIME_PROTOCOL_H_
 
@@ -39,32 +52,35 @@ inline constexpr int kMaxFds = 3;
 // patch.
 inline constexpr uint64_t kMinRegionBytes = 4 * (uint64_t{2} << 20);
 
+// Fields that a kind does not name are 0. A "?" kind carries its reply socket as first descriptor.
+// clang-format off
 enum class Kind : uint32_t {
   // Guest to pager.
-  kHello = 1,  // text = program name; fds: reply. Answer: mode, value[0] = userfaultfd features,
-               // value[1] = register
-               // mode; fd: /dev/userfaultfd, or none (userfaultfd(2) may be called)
-  kAttach,     // credentials, value[0] = 1 if an agent reads orders; fds: userfaultfd, or none
-  kCreate,     // length, offset, prot; fds: reply. Answer: mm, value[0] = unit of the mapping's
-               // length, bytes; fd: file
-  kMap,      // va, length, mm, offset, prot; fds: reply. Length 0: the file is not wanted after all
-  kAdopt,    // va, length, offset, prot, value[0] = AdoptSource, value[1] = shmid; fds: reply [,
-             // file]
-  kUnmap,    // va, length
-  kProtect,  // va, length, prot
-  kPunch,    // va, length: MADV_REMOVE was done there
-  kFlags,    // va, length, value[0] = flags to set, value[1] = flags to clear (RegionFlags of vmm/)
-  kMove,     // va, length -> value[0] = new va, value[1] = new length; fds: reply
+  kHello = 1,    // ? text = program name. Answer: mode, value[0] = userfaultfd features, value[1] =
+                 //   register mode; fd: /dev/userfaultfd, or none (mode kUffd: userfaultfd(2) works)
+  kAttach,       // credentials, value[0] = 1 if an agent reads orders; fds: userfaultfd, or none
+  kCreate,       // ? length, offset, prot. Answer: mm, value[0] = unit of the mapping's length in
+                 //   bytes; fd: file
+  kMap,          // ? va, length, mm, offset, prot. Length 0: the file is not wanted after all
+  kAdopt,        // ? va, length, offset, prot, value[0] = AdoptSource, value[1] = shmid; second fd:
+                 //   the file, if AdoptSource is kFile. Answer: mm
+  kUnmap,        // va, length
+  kProtect,      // va, length, prot
+  kPunch,        // va, length: MADV_REMOVE was done there
+  kFlags,        // va, length, value[0] = flags to set, value[1] = flags to clear (region_flags.h)
+  kMove,         // ? va, length, value[0] = new va, value[1] = new length: mremap was done
   kForkIntent,   // fds: the child's channel
-  kChildAttach,  // fds: userfaultfd (none in native mode)
-  kAgent,  // value[0]: 1 an agent reads orders now; 0 it wants to end: answered by an order kQuit
-  kOrderDone,  // answers an order: order, status, value[]
-  // A tool asks for the segment. fds: reply.
-  kInspect = 32,
+  kChildAttach,  // as kAttach
+  kAgent,        // value[0]: 1 an agent reads orders now; 0 the agent is to end: the pager sends it
+                 //   a kQuit and then no more orders
+  kOrderDone,    // answers an order: order, op, status, value[]
+  // A tool asks for the segment.
+  kInspect = 32,  // ? Answer: fd: the segment
   // Pager to guest.
-  kReply = 64,  // status; what else depends on the question
-  kOrder,       // order, op, va, length, value[0] = mask
+  kReply = 64,   // status, text if refused; what else depends on the question
+  kOrder,        // order, op, va, length, value[0] = mask
 };
+// clang-format on
 
 enum class Status : uint32_t {
   kOk = 0,
@@ -79,7 +95,8 @@ enum class AdoptSource : uint64_t { kFile = 1, kSysV = 2 };
 
 enum class OrderOp : uint32_t {
   kNone = 0,
-  // End: the guest has changed its user and starts another agent. Not answered.
+  // End: the guest has changed its user or groups and starts another agent. Answers kAgent with
+  // value[0] = 0, and is not answered itself.
   kQuit,
   // Drop the page-table entries of [va, va+length) in the guest (MADV_DONTNEED): its page-table
   // budget is used up.

@@ -6,8 +6,7 @@
 // exactly once.
 //
 // Threads:  the loop thread. Frames are made by the workers, except a few small pages when memory
-// is ample: those cost
-//           less than handing them over.
+//           is ample: those cost less than handing them over.
 #ifndef HOSTMM_RUNTIME_RESOLVER_H_
 #define HOSTMM_RUNTIME_RESOLVER_H_
 

@@ -6,9 +6,9 @@
 // process's page tables, not only those of the shared region, so the comparison is to our
 // disadvantage.
 //
-// Units:   bytes. Threads: Survey on the loop thread; SumPageTables on any, and best on a worker:
-// reading /proc costs
-//          about 25 us per guest.
+// Units:    bytes.
+// Threads:  Survey on the loop thread; SumPageTables on any, and best on a worker: reading /proc
+//           costs about 25 us per guest.
 #ifndef HOSTMM_RUNTIME_SAVINGS_H_
 #define HOSTMM_RUNTIME_SAVINGS_H_
 

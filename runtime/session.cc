@@ -292,6 +292,9 @@ Message Session::Adopt(Guest& guest, const Message& ask, const UniqueFd& file) {
     mm = made;
   }
   tables_->PinMm(*mm);
+  // It may have grown since it was made known. If the tables cannot follow, the new part stays
+  // small.
+  if (known) tables_->GrowMm(*mm, PagesCeil(bytes));
   ReleasedMms released;
   const GuestAddr va(ask.va);
   const PageCount length = PagesFloor(ask.length);

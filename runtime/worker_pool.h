@@ -1,13 +1,12 @@
-// Threads that fill frames, so that a 2 MiB block (about 250 us, much more when memory is short)
-// never holds up the loop.
+// Threads that fill frames, so that the loop does not spend its time on a 2 MiB block (about
+// 250 us, much more when memory is short). What it can still wait for: pager.h.
 //
-// Flow:     loop thread: Submit(work, done)     worker: work()     loop thread, later: done()
+// Flow:     loop thread: Submit(work, done)    worker: work()    loop thread, later: done()
 //           Work of Priority::kLater begins only when nothing else waits, one at a time: a collapse
 //           takes milliseconds, and somebody sleeps until a fault's frames are there. `event_fd`
 //           becomes readable when something is done; RunDone then calls what is.
-// Locks:    one mutex over both queues, held for a push or a pop; no other lock is ever taken under
-// it, and neither
-//           work() nor done() runs under it. See the lock order in pager.h.
+// Locks:    one mutex over all queues, held for a push or a pop; no other lock is ever taken under
+//           it, and neither work() nor done() runs under it. See the lock order in pager.h.
 // Threads:  Submit and RunDone on the loop thread.
 #ifndef HOSTMM_RUNTIME_WORKER_POOL_H_
 #define HOSTMM_RUNTIME_WORKER_POOL_H_

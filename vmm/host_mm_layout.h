@@ -1,9 +1,8 @@
 // What the bytes of the segment are: the header, the record arrays and the table nodes.
 //
-//   +--------+--------+-----+---------+-------------+--------------+------------------------------+
-//   | header | guests | mms | regions | attachments | node records | nodes (tables), 4 KiB or more
-//   |
-//   +--------+--------+-----+---------+-------------+--------------+------------------------------+
+//   +--------+--------+-----+---------+-------------+--------------+----------------+
+//   | header | guests | mms | regions | attachments | node records | nodes (tables) |
+//   +--------+--------+-----+---------+-------------+--------------+----------------+
 //   0        one page, then each array page-aligned, its first record unused (index 0 is null)
 //
 // Units:   words of 64 bits; two numbers in one word are named low and high. Offsets in bytes from

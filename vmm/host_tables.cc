@@ -59,6 +59,13 @@ TableStatus HostTables::CreateMm(const MmSpec& spec, MmId* id) {
   return MmDirectory(segment_).Create(spec, id);
 }
 
+TableStatus HostTables::GrowMm(MmId id, PageCount length) {
+  MmRecord* mm = segment_.Find(id);
+  if (mm == nullptr) return TableStatus::kNoSuchMm;
+  const WriteSection section(segment_);
+  return MmDirectory(segment_).Grow(mm, length);
+}
+
 TableStatus HostTables::PinMm(MmId id) {
   MmRecord* mm = segment_.Find(id);
   if (mm == nullptr) return TableStatus::kNoSuchMm;

@@ -42,6 +42,8 @@ class HostTables {
   // Mms. A new mm has no region and no pin; it lives until an operation would leave it so again.
   // kBadRange: no length, or longer than the geometry can map. kNoSpace: no record or no table.
   TableStatus CreateMm(const MmSpec& spec, MmId* id);
+  // The file has become longer. kBadRange: too long for the top level that it was made with.
+  TableStatus GrowMm(MmId id, PageCount length);
   // A pinned mm outlives its last region.
   TableStatus PinMm(MmId id);
   // REQUIRES: pinned. Destroys the mm if this was the last pin and it has no region.

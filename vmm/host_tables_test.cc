@@ -351,5 +351,17 @@ TEST_F(HostTablesTest, APartialPunchOfHugetlbKeepsTheFrame) {
   EXPECT_EQ(segment_.reader().Lookup(mm, FilePage(512)).state, PageState::kEmpty);
 }
 
+TEST_F(HostTablesTest, AFileGrowsWithinItsTopLevel) {
+  MmId mm;
+  ASSERT_EQ(tables_.CreateMm({.length = PageCount(8 * kPagesPerBlock)}, &mm), TableStatus::kOk);
+  EXPECT_EQ(tables_.SetBlockCollapsed(mm, BlockIndex(20)), TableStatus::kBadRange);
+  EXPECT_EQ(tables_.GrowMm(mm, PageCount(32 * kPagesPerBlock)), TableStatus::kOk);
+  EXPECT_EQ(tables_.SetBlockCollapsed(mm, BlockIndex(20)), TableStatus::kOk);
+  EXPECT_EQ(tables_.GrowMm(mm, PageCount(kPagesPerBlock)), TableStatus::kOk);  // never shorter
+  EXPECT_EQ(tables_.Info(mm).length, PageCount(32 * kPagesPerBlock));
+  EXPECT_EQ(tables_.GrowMm(mm, PageCount(uint64_t{1} << 40)), TableStatus::kBadRange);
+  EXPECT_EQ(tables_.GrowMm(MmId{9, 9}, PageCount(1)), TableStatus::kNoSuchMm);
+}
+
 }  // namespace
 }  // namespace hostmm

@@ -48,6 +48,16 @@ TableStatus MmDirectory::Create(const MmSpec& spec, MmId* id) {
   return TableStatus::kOk;
 }
 
+TableStatus MmDirectory::Grow(MmRecord* record, PageCount length) {
+  if (length.value() <= record->length.Load()) return TableStatus::kOk;
+  // The top stays what it is: its guests have copies of it.
+  const bool fits = FitsInFile(FilePage(0), length) &&
+                    segment_.geometry().TopLevelFor(length) == MmTraits::Load(*record).top_level;
+  if (!fits) return TableStatus::kBadRange;
+  record->length.Store(length.value());
+  return TableStatus::kOk;
+}
+
 void MmDirectory::ReleaseIfUnused(MmId id, std::vector<MmId>* released) {
   MmRecord* record = segment_.Find(id);
   if (record == nullptr || record->regions_pins.Load() != 0) return;

@@ -23,6 +23,9 @@ class MmDirectory {
   // kBadRange: no length, longer than the geometry can map, or huge frames only where the geometry
   // has no huge leaf. kNoSpace.
   TableStatus Create(const MmSpec& spec, MmId* id);
+  // Makes the file longer; a shorter length changes nothing. kBadRange: it would need another top
+  // level.
+  TableStatus Grow(MmRecord* record, PageCount length);
   // Destroys the mm, tables included, if nothing maps it and nobody pins it, and then appends its
   // id to `released`.
   void ReleaseIfUnused(MmId id, std::vector<MmId>* released);

@@ -1,8 +1,7 @@
 // The command of `hostmm run`: found as a shell finds it, started, waited for.
 //
 // Errors: kNotFound (127) and kNotExecutable (126), as a shell has them; kInternal when fork fails
-// for lack of
-//         memory, kLimitTooLow when it fails for `ulimit -u`.
+//         for lack of memory, kLimitTooLow when it fails for `ulimit -u`.
 #ifndef HOSTMM_RUNTIME_CLI_COMMAND_PROCESS_H_
 #define HOSTMM_RUNTIME_CLI_COMMAND_PROCESS_H_
 

@@ -1,11 +1,12 @@
 // The pager's unix socket as the command line sees it: bind it, find out who has it, connect to it.
 //
 // Kind:      SOCK_SEQPACKET, named by a path. A path is "taken" while a process listens there,
-// "stale" when its process
-//            has gone without removing it (connect is refused); a stale one is replaced.
+//            "stale" when its process has gone without removing it (connect is refused, or ends at
+//            once); a stale one is replaced.
 // Processes: two pagers that start for one path at once are ordered by a flock on the directory,
-// which leaves no file. Errors:    kNoSuchDirectory, kSocketTaken, kNoPermission, kNoPager,
-// kPathTooLong; kInternal for what is left.
+//            which leaves no file.
+// Errors:    kNoSuchDirectory, kSocketTaken, kNoPermission, kNoPager, kPathTooLong; kInternal for
+//            what is left.
 #ifndef HOSTMM_RUNTIME_CLI_CONTROL_SOCKET_H_
 #define HOSTMM_RUNTIME_CLI_CONTROL_SOCKET_H_
 

@@ -1,9 +1,8 @@
 // What this host offers to hostmm: facts, found by trying, without a judgement (doctor.h has that).
 //
 // Method:    every probe makes the real thing as small as it can be and undoes it: a userfaultfd, a
-// tmpfs that is never
-//            attached, 2 MiB of frames. Probes that change credentials or namespaces run in a
-//            forked child.
+//            tmpfs that is never attached, 2 MiB of frames. Probes that change credentials or
+//            namespaces run in a forked child.
 // Units:     bytes, or what a name says. Errors are errno values.
 // Processes: single-threaded callers only (fork).
 #ifndef HOSTMM_RUNTIME_CLI_HOST_FEATURES_H_

@@ -3,14 +3,12 @@
 //
 // Units:     bytes where a name says so; descriptors are plain ints, -1 = none.
 // Owner:     RunPager() owns every descriptor in it from the call on. The socket is bound and
-// listening already, so
-//            that a path which cannot be bound is an error of the command line, reported before
-//            anything starts.
+//            listening already, so that a path which cannot be bound is an error of the command
+//            line, reported before anything starts.
 // Processes: `run` calls RunPager() in a forked child of its own session, `hostmm pager` in the
-// process itself; both
-//            are single-threaded until then.
+//            process itself; both are single-threaded until then.
 // Errors:    RunPager() returns an ExitStatus (exit_status.h); the reason goes to ready_fd as
-// "error=WHY\n".
+//            "error=WHY\n".
 #ifndef HOSTMM_RUNTIME_CLI_PAGER_OPTIONS_H_
 #define HOSTMM_RUNTIME_CLI_PAGER_OPTIONS_H_
 
@@ -28,8 +26,8 @@ struct PagerOptions {
   std::string socket_path;  // for messages, and to unlink at the end
   int listen_fd = -1;       // bound and listening SOCK_SEQPACKET unix socket, O_CLOEXEC
   FramesChoice frames = FramesChoice::kAuto;
-  uint64_t pt_budget_bytes =
-      0;  // page tables per guest, base frames only; 0 = no budget, nothing is tracked
+  // Page tables per guest, base frames only; 0 = no budget, nothing is tracked.
+  uint64_t pt_budget_bytes = 0;
   Lifetime lifetime = Lifetime::kService;
   // kUntilLastGuest: read end of a pipe whose write end the whole process tree inherits. POLLHUP =
   // the tree is gone.

@@ -1,18 +1,21 @@
+// clang-format off
 // The pager of one `hostmm run`: a forked process of its own session that outlives the command if
 // guests do.
 //
-// Flow:      run                                   pager process
-//            socket, pipes, fork            ->     closes everything but its descriptors,
-//            /dev/null, RunPager() WaitReady()                    <-     "mode=... frames=...
-//            why=...\n" (starts the command) ReleaseTree(), TreeIsGone()           POLLHUP on the
-//            life pipe and no guests TakeReport()                   <-     end lines, end of file
-//                                                  removes the private directory, exits
+// Flow:      run                                    pager process
+//            socket, pipes, fork               ->   closes everything but its descriptors;
+//                                                   /dev/null; RunPager()
+//            WaitReady()                       <-   "mode=... frames=... why=...\n"
+//            (starts the command)
+//            ReleaseTree(), TreeIsGone()            life pipe at its end, and no guests:
+//            TakeReport()                      <-   the end lines, end of file
+//                                                   removes the private directory, exits
 // Life pipe: its write end is inherited by every process of the command's tree (not O_CLOEXEC,
-// moved to a high number);
-//            nobody ever writes. Its end of file means that all of them are gone, or have closed
-//            what they inherited.
+//            moved to a high number); nobody ever writes. Its end of file means that all of them
+//            are gone, or have closed what they inherited.
 // Owner:     single-threaded `run`. Destroying the object leaves the pager running; Kill() ends it.
 // Errors:    Failure with the pager's own exit status and reason.
+// clang-format on
 #ifndef HOSTMM_RUNTIME_CLI_PAGER_PROCESS_H_
 #define HOSTMM_RUNTIME_CLI_PAGER_PROCESS_H_
 

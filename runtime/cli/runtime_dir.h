@@ -2,8 +2,7 @@
 // where the original cannot be reached by the users that the command may change to.
 //
 // Name:      BASE/hostmm-<64 random bits in hex>, mode 0711: whoever knows the name (it is in the
-// environment of the
-//            command's processes only) can connect; nobody can list it.
+//            environment of the command's processes only) can connect; nobody can list it.
 // Owner:     the last of `run` and its pager calls Remove(); removing twice is fine.
 // Errors:    kNoSuchDirectory when no base can be used, with the reason of the last one tried.
 #ifndef HOSTMM_RUNTIME_CLI_RUNTIME_DIR_H_

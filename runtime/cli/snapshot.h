@@ -1,15 +1,14 @@
 // What `hostmm stats` and `hostmm dump` print, gathered from a segment at one moment, as plain
 // values.
 //
-// Units:   bytes where a name says so. page_table_bytes is the kernel's own VmPTE of a guest, read
-// from /proc after the
-//          tables: nullopt if the process is gone or of another pid namespace.
+// Units:    bytes where a name says so. page_table_bytes is the kernel's own VmPTE of a guest, read
+//           from /proc after the tables: nullopt if the process is gone or of another pid
+//           namespace.
 // Estimate: PlainTableBytes() is what 4 KiB mappings of everything that is populated would need in
-// all guests: 8 bytes per
-//          page, region and guest. It is an upper bound ("up to"): a guest may never touch all of
-//          its region.
-// Errors:  on a segment that changes during every attempt the values are from the last one, and
-// consistent is kBusy.
+//           all guests: 8 bytes per page, region and guest. It is an upper bound ("up to"): a guest
+//           may never touch all of its region.
+// Errors:   on a segment that changes during every attempt the values are from the last one, and
+//           consistent is kBusy.
 #ifndef HOSTMM_RUNTIME_CLI_SNAPSHOT_H_
 #define HOSTMM_RUNTIME_CLI_SNAPSHOT_H_
 

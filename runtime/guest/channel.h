@@ -1,9 +1,9 @@
 // The guest's end of its channel to the pager: send a note, or ask and wait for the answer. Raw
 // system calls only.
 //
-// Errors:   never blocks for ever. A pager that is gone, or that does not answer within
-// kAnswerMilliseconds, is a
-//           failure of the call, and the caller goes on without the pager.
+// Errors:   never blocks for ever. A pager that is gone, or that does not answer (or take a
+//           connection) within kAnswerMilliseconds, is a failure of the call, and the caller goes
+//           on without the pager.
 // Threads:  the client's lock orders all calls; the agent alone receives.
 #ifndef HOSTMM_RUNTIME_GUEST_CHANNEL_H_
 #define HOSTMM_RUNTIME_GUEST_CHANNEL_H_

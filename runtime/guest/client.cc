@@ -274,7 +274,11 @@ long Remap(uint64_t old_addr, uint64_t old_bytes, uint64_t new_bytes, int flags,
   const uint64_t to = static_cast<uint64_t>(got);
   const bool keeps_old = old_whole == 0 || (flags & MREMAP_DONTUNMAP) != 0;
   if (to != old_addr) ForgetLocked(to, new_whole);
-  if (!moves_ours) return got;
+  if (!moves_ours) {
+    // More than one region, or a part that is none of ours: the kernel serves it from now on.
+    if (!keeps_old) ForgetLocked(old_addr, old_whole);
+    return got;
+  }
   if (keeps_old) {
     // A second window of the same file. It is served by the kernel from the same frames; only the
     // first is registered.

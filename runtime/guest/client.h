@@ -1,18 +1,15 @@
 // The guest side of hostmm in one process: what the hooks of the preload library call.
 //
 // Life:     cold (nothing done yet) -> attached (a channel to the pager) -> off (the pager is gone
-// or refused: every call
-//           is the plain system call from now on). Nothing is connected, started or allocated
-//           before the first mapping that hostmm manages.
+//           or refused: every call is the plain system call from now on). Nothing is connected,
+//           started or allocated before the first mapping that hostmm manages.
 // Errors:   fail open. A function that cannot do its work with the pager says so with kPlain or
-// does nothing; the caller
-//           makes the original system call and the program goes on. One line on standard error says
-//           why, once.
+//           does nothing; the caller makes the original system call and the program goes on. One
+//           line on standard error says why, once.
 // Threads:  any. One lock orders everything that changes state; Manages() needs none.
 // fork:     the child is attached before application code runs in it (pthread_atfork). vfork,
-// posix_spawn and exec need
-//           nothing. A raw clone(2) or _Fork child is not attached: its faults are the kernel's,
-//           its data is right.
+//           posix_spawn and exec need nothing. A raw clone(2) or _Fork child is not attached: its
+//           faults are the kernel's, its data is right.
 #ifndef HOSTMM_RUNTIME_GUEST_CLIENT_H_
 #define HOSTMM_RUNTIME_GUEST_CLIENT_H_
 

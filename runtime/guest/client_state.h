@@ -1,9 +1,11 @@
-// The state of the client, shared by attach.cc (connect, fork), client.cc (mappings) and sysv.cc.
-// Not for others.
+// The state of the client, shared by attach.cc (connect, fork, agent), client.cc (mappings) and
+// sysv.cc. Not for others.
 //
 // Owner:    one per process, in the library's zeroed data; a forked child starts with its parent's
-// copy. Threads:  everything is guarded by `lock`, but `phase` and the region table's bounds, which
-// are read without it.
+//           copy.
+// Threads:  everything is guarded by `lock`, but `phase` and the region table's bounds, which are
+//           read without it.
+// Errors:   what fails says so by Io, or ends the attachment.
 #ifndef HOSTMM_RUNTIME_GUEST_CLIENT_STATE_H_
 #define HOSTMM_RUNTIME_GUEST_CLIENT_STATE_H_
 
@@ -59,7 +61,8 @@ void NoteLocked(const protocol::Message& note);
 Io AskLocked(const protocol::Message& question, const int* fds, int fd_count,
              protocol::Message* answer, int* received);
 
-// One line on standard error, once per process, unless quiet: "hostmm: program[pid]: what: why".
+// One line "hostmm: PROGRAM: WHAT: WHY", once per process, unless quiet: on descriptor 2, and only
+// while that is the file that the program was started with.
 void SayOnce(const char* what, const char* why);
 
 }  // namespace hostmm::guest

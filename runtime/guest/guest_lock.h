@@ -1,10 +1,11 @@
 // The one lock of the guest side. While it is held, all signals of the holder are blocked: a
 // handler that calls mmap would otherwise wait for itself.
 //
-// Threads:  any thread of the program. fork takes it before and releases it on both sides (see
-// client.cc), so that a
-//           child never inherits it locked by a thread that it does not have.
+// Threads:  any thread of the program. fork takes it before and releases it on both sides
+//           (attach.cc), so that a child never inherits it locked by a thread that it does not
+//           have.
 // Futex:    private is right here: the word lies in memory of this process alone.
+// Errors:   none.
 #ifndef HOSTMM_RUNTIME_GUEST_GUEST_LOCK_H_
 #define HOSTMM_RUNTIME_GUEST_GUEST_LOCK_H_
 

@@ -2,11 +2,11 @@
 // system call unless the memory is, or becomes, managed by hostmm; see client.h.
 //
 // Managed:  MAP_SHARED|MAP_ANONYMOUS memory; files of a tmpfs (memfd, /dev/shm) mapped MAP_SHARED;
-// SysV segments; each of
-//           at least protocol::kMinRegionBytes. shmget and shmctl need no hook: segments stay the
-//           kernel's own (decision 002), with their keys, permissions, attachment counts and
-//           IPC_RMID.
-// Exports:  exactly these functions (exports.map).
+//           SysV segments; each of at least protocol::kMinRegionBytes. shmget and shmctl need no
+//           hook: segments stay the kernel's own (decision 002), with their keys, permissions,
+//           attachment counts and IPC_RMID.
+// Exports:  these functions, and in credentials.cc the ones that change user or groups; nothing
+//           else (exports.map).
 #include <errno.h>
 #include <linux/magic.h>
 #include <stdarg.h>

@@ -3,10 +3,9 @@
 //
 // Units:    bytes, page-aligned.
 // Threads:  Overlaps may be called by any thread without a lock (it may answer "perhaps").
-// Everything else needs the
-//           client's lock.
+//           Everything else needs the client's lock.
 // Limits:   kCapacity ranges. A program with more keeps its further mappings as plain kernel
-// mappings.
+//           mappings.
 #ifndef HOSTMM_RUNTIME_GUEST_REGION_TABLE_H_
 #define HOSTMM_RUNTIME_GUEST_REGION_TABLE_H_
 
