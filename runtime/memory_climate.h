@@ -5,9 +5,9 @@
 // the kernel can drop: MemAvailable, and the group's usage without its inactive file cache. Then no
 // frame is made larger than it must be.
 //
-// Cost:     a few pread of /proc and the cgroup file systems. Threads: the loop thread. Errors:
-// what cannot be read limits
-//           nothing.
+// Cost:     a few pread of /proc and the cgroup file systems.
+// Threads:  the loop thread.
+// Errors:   what cannot be read limits nothing.
 #ifndef HOSTMM_RUNTIME_MEMORY_CLIMATE_H_
 #define HOSTMM_RUNTIME_MEMORY_CLIMATE_H_
 

@@ -101,6 +101,51 @@ TEST(WorkerPoolTest, JobsRunSideBySide) {
   RunUntil(&pool, &count, 2);
 }
 
+TEST(WorkerPoolTest, LaterBeginsOnlyWhenNothingElseWaits) {
+  WorkerPool pool(EventFd(), 1);
+  absl::Notification go_on;
+  std::vector<int> worked;  // by the worker; read by us after its done
+  int count = 0;
+  const auto submit = [&](int number, WorkerPool::Priority priority) {
+    pool.Submit([&worked, number] { worked.push_back(number); }, [&count] { ++count; }, priority);
+  };
+  pool.Submit([&go_on] { go_on.WaitForNotification(); }, [&count] { ++count; });
+  submit(4, WorkerPool::Priority::kLater);
+  submit(5, WorkerPool::Priority::kLater);
+  submit(1, WorkerPool::Priority::kNow);
+  submit(2, WorkerPool::Priority::kNow);
+  submit(3, WorkerPool::Priority::kNow);
+  go_on.Notify();
+  RunUntil(&pool, &count, 6);
+  EXPECT_EQ(worked, (std::vector<int>{1, 2, 3, 4, 5}));
+}
+
+TEST(WorkerPoolTest, LaterRunsOneAtATimeAndHoldsUpNothingElse) {
+  WorkerPool pool(EventFd(), 4);
+  absl::Notification go_on;
+  std::atomic<int> running = 0;
+  std::atomic<int> most = 0;
+  int later_done = 0;
+  int now_done = 0;
+  // The first waits; the others, of which three could run beside it, would be seen.
+  for (int i = 0; i < 8; ++i) {
+    pool.Submit(
+        [&] {
+          const int with_us = ++running;
+          if (with_us > most) most = with_us;
+          go_on.WaitForNotification();
+          --running;
+        },
+        [&later_done] { ++later_done; }, WorkerPool::Priority::kLater);
+  }
+  for (int i = 0; i < 100; ++i) pool.Submit([] {}, [&now_done] { ++now_done; });
+  RunUntil(&pool, &now_done, 100);
+  EXPECT_EQ(later_done, 0);
+  go_on.Notify();
+  RunUntil(&pool, &later_done, 8);
+  EXPECT_EQ(most, 1);
+}
+
 // What the work holds (gigabytes of frames) is let go by the worker, before its done.
 TEST(WorkerPoolTest, WhatTheWorkHoldsGoesOnTheWorker) {
   WorkerPool pool(EventFd(), 1);

@@ -1,12 +1,14 @@
 // Shared files and segments between programs that have nothing else in common, and I/O into
 // regions.
 #include <fcntl.h>
+#include <signal.h>
 #include <sys/ipc.h>
 #include <sys/mman.h>
 #include <sys/shm.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -215,6 +217,62 @@ HOSTMM_CASE(TruncatedFile) {
   Say("hole punched: %s", Outcome(madvise(at, kBlock, MADV_REMOVE)));
   Fill(at, kBytes, 3);
   Say("%lx", Checksum(at, kBytes));
+}
+
+// A pool that grows: what was not there at the first mapping becomes huge too.
+HOSTMM_CASE(GrownMemfd) {
+  // More new blocks than one order of the pager holds (64), which may reach behind the old end.
+  constexpr size_t kGrown = kBytes + 72 * kBlock;
+  const int fd = memfd_create("grows", MFD_CLOEXEC);
+  MUST(fd >= 0 && ftruncate(fd, kBytes) == 0);
+  char* first = MapFile(fd, kBytes);
+  ExpectAttached();
+  Fill(first, kBytes, 1);
+  ExpectHuge(first, kBytes);
+  MUST(ftruncate(fd, kGrown) == 0);
+  char* all = MapFile(fd, kGrown);
+  Say("holds %d", Holds(all, kBytes, 1));
+  Fill(all + kBytes, kGrown - kBytes, 2);
+  ExpectHuge(all, kGrown);
+  Say("holds %d %d", Holds(first, kBytes, 1), Holds(all + kBytes, kGrown - kBytes, 2));
+}
+
+// Maps the file, says so in its first page and stays until it is told.
+HOSTMM_PEER(MapsAndStays) {
+  const int fd = open(words[0].c_str(), O_RDWR);
+  if (fd < 0) return 10;
+  char* at = MapFile(fd, kBytes);
+  close(fd);
+  if (UnderHostmm() && !Eventually(HasAgent)) return 11;
+  ++StepOf(at);
+  if (!Eventually([at] { return StepOf(at).load() == 10; })) return 12;
+  return Holds(at + kBlock, kBytes - kBlock, 6) ? 0 : 13;
+}
+
+// Whoever is stopped answers no order. Stopped programs map the file before and after this one, so
+// that it is not the first to be asked, whatever the order is.
+HOSTMM_CASE(StoppedMappersHoldUpNobody) {
+  const DevShmFile file(kBytes);
+  char* look = MapFile(file.fd(), kPage);  // too small to be hostmm's
+  const auto stop = [&](uint32_t number) {
+    const pid_t peer = StartPeer("MapsAndStays", {file.path()});
+    MUST(AwaitStep(look, number));
+    int status = 0;
+    MUST(kill(peer, SIGSTOP) == 0 && waitpid(peer, &status, WUNTRACED) == peer);
+    MUST(WIFSTOPPED(status));
+    return peer;
+  };
+  const pid_t before = stop(1);
+  char* at = MapFile(file.fd(), kBytes);
+  ExpectAttached();
+  const pid_t after = stop(2);
+  for (size_t page = kPage; page < kBlock; page += kPage) at[page] = 1;
+  Fill(at + kBlock, kBytes - kBlock, 6);
+  ExpectHuge(at, kBytes);
+  StepOf(at) = 10;
+  MUST(kill(before, SIGCONT) == 0 && kill(after, SIGCONT) == 0);
+  Say("ended %d %d", WaitFor(before), WaitFor(after));
+  Say("holds %d", Holds(at + kBlock, kBytes - kBlock, 6));
 }
 
 HOSTMM_CASE(FileAcrossForks) {

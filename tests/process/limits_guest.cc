@@ -9,11 +9,13 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <barrier>
 #include <filesystem>
 #include <fstream>
 #include <set>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "tests/process/guest_program.h"
 
@@ -196,6 +198,48 @@ HOSTMM_CASE(NoThreadKeepsWhatRootGaveUp) {
   SayCredentialsOfThreads();
   ExpectManaged(at);
   Say("holds %d", Holds(at, kManagedBytes, 3));
+}
+
+// Each of these calls replaces the agent, which has one stack; the threads make them side by side.
+HOSTMM_CASE(ThreadsChangeTheirUserAtOnce) {
+  constexpr int kThreads = 4;
+  // Arbitrary: agents that run side by side crash within a few rounds.
+  constexpr int kRounds = 300;
+  char* at = MustMapShared(2 * kManagedBytes);
+  ExpectManaged(at);
+  const gid_t group = getegid();
+  std::atomic<int> running = kThreads;
+  std::atomic<int> refused = 0;
+  std::barrier together(kThreads);
+  std::vector<std::thread> threads;
+  for (int i = 0; i < kThreads; ++i) {
+    threads.emplace_back([&] {
+      for (int round = 0; round < kRounds; ++round) refused += setgid(group) != 0;
+      // Whoever is first gives up root for all; to the others the same ids are still allowed.
+      together.arrive_and_wait();
+      if (geteuid() == 0) refused += setgroups(0, nullptr) != 0;
+      together.arrive_and_wait();
+      refused += setgid(group) != 0;
+      refused += setuid(65534) != 0;
+      --running;
+    });
+  }
+  // Faults all the while: what has been touched is removed and touched anew.
+  bool held = true;
+  for (uint64_t seed = 1; running > 0; ++seed) {
+    Fill(at, kBlock, seed);
+    held = held && Holds(at, kBlock, seed);
+    MUST(madvise(at, kBlock, MADV_REMOVE) == 0);
+  }
+  for (std::thread& thread : threads) thread.join();
+  Say("refused %d, held %d", refused.load(), held);
+  // One agent is left, and it has the rights of all others.
+  Expect(!UnderHostmm() || Eventually([] { return ThreadCount() == 2; }), "there is one agent");
+  SayCredentialsOfThreads();
+  Fill(at + kManagedBytes, kManagedBytes, 4);
+  Say("child %d, holds %d",
+      InChild([at] { return Holds(at + kManagedBytes, kManagedBytes, 4) ? 0 : 1; }),
+      Holds(at + kManagedBytes, kManagedBytes, 4));
 }
 
 HOSTMM_CASE(RootGivenUpBeforeMapping) {

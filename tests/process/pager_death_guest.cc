@@ -5,6 +5,8 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <cstdlib>
+#include <string>
 #include <thread>
 
 #include "tests/process/guest_program.h"
@@ -116,6 +118,24 @@ HOSTMM_CASE(Waiting) {
   Say("all came back, child %d", WaitFor(child));
   for (std::thread& thread : threads) thread.join();
   UseEverything(at);
+}
+
+// As daemons do: standard error is closed, and a data file gets its number. What hostmm has to say
+// when the pager dies goes nowhere then.
+HOSTMM_CASE(DataFileIsStandardError) {
+  char* at = Start();
+  const char* folder = getenv("TEST_TMPDIR");
+  std::string path = std::string(folder == nullptr ? "/var/tmp" : folder) + "/data.XXXXXX";
+  close(STDERR_FILENO);
+  const int file = mkstemp(path.data());
+  MUST(file == STDERR_FILENO && unlink(path.c_str()) == 0);
+  MUST(write(file, "before ", 7) == 7);
+  SayAndWait("ready");
+  UseEverything(at);
+  MUST(write(file, "after", 5) == 5);
+  char content[256];
+  const ssize_t size = pread(file, content, sizeof(content), 0);
+  Say("the file holds '%.*s'", static_cast<int>(size), content);
 }
 
 // A program of the same pager path that starts after all this.

@@ -57,6 +57,17 @@ TEST_F(PagerDeathTest, IdleGuestGoesOn) {
       << program->err();
 }
 
+// IdleGuestGoesOn shows that the same death is reported where standard error still is what it was.
+TEST_F(PagerDeathTest, ADataFileThatGotTheNumberOfStandardErrorStaysClean) {
+  auto program = Start("DataFileIsStandardError");
+  ASSERT_TRUE(program->AwaitOut("ready"));
+  pager_->Kill();
+  program->Signal(SIGUSR1);
+  ExpectAllWell(*program);
+  EXPECT_NE(program->out().find("the file holds 'before after'\n"), std::string::npos)
+      << program->out();
+}
+
 TEST_F(PagerDeathTest, FaultingThreadsGoOn) {
   // Several times: each kill hits the pager at another point of its work.
   for (int round = 0; round < 5; ++round) {
