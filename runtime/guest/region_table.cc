@@ -2,6 +2,29 @@
 
 namespace hostmm::guest {
 
+RegionTable::Change::Change(RegionTable* table) : table_(table) {
+  __atomic_store_n(&table_->sequence_, table_->sequence_ + 1, __ATOMIC_RELAXED);
+  __atomic_thread_fence(__ATOMIC_RELEASE);  // odd is seen before anything that changes
+}
+
+RegionTable::Change::~Change() {
+  table_->UpdateBounds();
+  __atomic_store_n(&table_->sequence_, table_->sequence_ + 1, __ATOMIC_RELEASE);
+}
+
+bool RegionTable::OverlapsAny(uint64_t va, uint64_t end) const {
+  const uint64_t before = __atomic_load_n(&sequence_, __ATOMIC_ACQUIRE);
+  if (before % 2 != 0) return true;
+  const size_t size = __atomic_load_n(&size_, __ATOMIC_RELAXED);
+  for (size_t i = 0; i < size && i < kCapacity; ++i) {
+    const uint64_t start = __atomic_load_n(&regions_[i].va, __ATOMIC_RELAXED);
+    const uint64_t bytes = __atomic_load_n(&regions_[i].bytes, __ATOMIC_RELAXED);
+    if (start < end && start + bytes > va) return true;
+  }
+  __atomic_thread_fence(__ATOMIC_ACQUIRE);
+  return __atomic_load_n(&sequence_, __ATOMIC_RELAXED) != before;
+}
+
 const Region* RegionTable::Find(uint64_t va) const {
   for (size_t i = 0; i < size_; ++i) {
     if (va >= regions_[i].va && va < regions_[i].va + regions_[i].bytes) return &regions_[i];
@@ -10,13 +33,14 @@ const Region* RegionTable::Find(uint64_t va) const {
 }
 
 void RegionTable::Add(const Region& region) {
+  const Change change(this);
   regions_[size_++] = region;
-  UpdateBounds();
 }
 
 bool RegionTable::Remove(uint64_t va, uint64_t bytes) {
   const uint64_t end = va + bytes;
   bool any = false;
+  const Change change(this);
   for (size_t i = 0; i < size_;) {
     Region& region = regions_[i];
     const uint64_t region_end = region.va + region.bytes;
@@ -43,13 +67,13 @@ bool RegionTable::Remove(uint64_t va, uint64_t bytes) {
       region = regions_[--size_];
     }
   }
-  if (any) UpdateBounds();
   return any;
 }
 
 void RegionTable::SetDontFork(uint64_t va, uint64_t bytes, bool dont_fork) {
   const uint64_t end = va + bytes;
   const size_t before = size_;
+  const Change change(this);
   for (size_t i = 0; i < before; ++i) {
     Region& region = regions_[i];
     const uint64_t region_end = region.va + region.bytes;
@@ -78,6 +102,7 @@ void RegionTable::SetDontFork(uint64_t va, uint64_t bytes, bool dont_fork) {
 }
 
 void RegionTable::DropDontFork() {
+  const Change change(this);
   for (size_t i = 0; i < size_;) {
     if (regions_[i].dont_fork) {
       regions_[i] = regions_[--size_];
@@ -85,7 +110,6 @@ void RegionTable::DropDontFork() {
       ++i;
     }
   }
-  UpdateBounds();
 }
 
 void RegionTable::UpdateBounds() {

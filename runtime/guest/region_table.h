@@ -33,10 +33,13 @@ class RegionTable {
   // KiB.
   static constexpr size_t kCapacity = 256;
 
-  // False means: surely nothing of ours in [va, va + bytes).
+  // Whether anything of ours lies in [va, va + bytes). Lock-free; while the table changes it
+  // answers "perhaps", which is true. Exact otherwise: an allocator that gives memory back between
+  // two of our regions must not take our lock, it may hold its own, which fork wants while it has
+  // ours.
   bool Overlaps(uint64_t va, uint64_t bytes) const {
     return va < __atomic_load_n(&high_, __ATOMIC_RELAXED) &&
-           va + bytes > __atomic_load_n(&low_, __ATOMIC_RELAXED);
+           va + bytes > __atomic_load_n(&low_, __ATOMIC_RELAXED) && OverlapsAny(va, va + bytes);
   }
 
   size_t size() const { return size_; }
@@ -58,9 +61,21 @@ class RegionTable {
   void DropDontFork();
 
  private:
+  // Brackets every change: `sequence_` is odd meanwhile.
+  class Change {
+   public:
+    explicit Change(RegionTable* table);
+    ~Change();  // also brings the bounds up to date
+
+   private:
+    RegionTable* const table_;
+  };
+
+  bool OverlapsAny(uint64_t va, uint64_t end) const;
   void UpdateBounds();
 
   // All zero is an empty table: the client's state lies in zeroed memory and needs no constructor.
+  uint64_t sequence_;  // written under the lock; readers without it compare before and after
   uint64_t low_;
   uint64_t high_;
   size_t size_;
