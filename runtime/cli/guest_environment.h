@@ -5,7 +5,7 @@
 //   HOSTMM_SOCKET   absolute path of the pager's socket
 //   HOSTMM_ONLY     names of the programs to manage, joined by ':'; unset = all
 //   HOSTMM_QUIET    1 = no lines from inside the guests
-//   HOSTMM_STRICT   1 = a guest that cannot be managed fails instead of running unmanaged
+//   HOSTMM_STRICT   1 = `run` was strict. Judged at the start; the library ignores it
 #ifndef HOSTMM_RUNTIME_CLI_GUEST_ENVIRONMENT_H_
 #define HOSTMM_RUNTIME_CLI_GUEST_ENVIRONMENT_H_
 

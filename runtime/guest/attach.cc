@@ -185,7 +185,6 @@ void Initialize() {
   const char* only = getenv("HOSTMM_ONLY");
   g_client.child_channel = -1;
   g_client.quiet = getenv("HOSTMM_QUIET") != nullptr;
-  g_client.standard_error.Watch(STDERR_FILENO);
   const bool chosen =
       only == nullptr || only[0] == '\0' || Listed(only, program_invocation_short_name);
   if (socket == nullptr || strlen(socket) >= sizeof(g_client.socket_path) || !chosen) {
@@ -193,6 +192,7 @@ void Initialize() {
     return;
   }
   strcpy(g_client.socket_path, socket);
+  g_client.standard_error.Watch(STDERR_FILENO);
   // Before the program registers handlers of its own (as far as a constructor can): ours then run
   // last before fork and first after it. Were the lock taken earlier, a handler that waits for a
   // lock of the program would wait for ever, if that lock's holder is in one of our hooks.

@@ -1,10 +1,8 @@
 #include "runtime/guest/region_table.h"
 
 #include <algorithm>
-#include <atomic>
 #include <map>
 #include <random>
-#include <thread>
 
 #include "gtest/gtest.h"
 
@@ -98,24 +96,6 @@ TEST(RegionTable, AgreesWithAPlainMap) {
       }
     }
   }
-}
-
-// What is there all the time must be seen all the time, whatever changes beside it.
-TEST(RegionTable, AReaderWithoutTheLockMissesNothing) {
-  static RegionTable table;
-  table.Add(Make(1000, 4));
-  std::atomic<bool> stop = false;
-  std::thread writer([&] {
-    while (!stop) {
-      table.Add(Make(10, 8));
-      table.Remove(12 * kPage, kPage);
-      table.Remove(10 * kPage, 8 * kPage);
-    }
-  });
-  for (int i = 0; i < 200'000; ++i) ASSERT_TRUE(table.Overlaps(1002 * kPage, kPage));
-  stop = true;
-  writer.join();
-  EXPECT_FALSE(table.Overlaps(500 * kPage, kPage));
 }
 
 TEST(RegionTable, HasRoomKeepsPlaceForASplit) {
