@@ -1,5 +1,6 @@
 #include "runtime/guest/agent.h"
 
+#include <errno.h>
 #include <linux/capability.h>
 #include <linux/futex.h>
 #include <sched.h>
@@ -73,8 +74,11 @@ void CarryOut(const protocol::Message& order, protocol::Message* done) {
 // The agent's own copy: the client may go off, and clear its own, at any time.
 GuardedFd g_channel;
 
-// The kernel's id of the agent; the kernel clears it, and wakes, when the thread is gone.
+// The kernel's id of the agent; the kernel clears it, and wakes, when the thread runs no more.
 uint32_t g_agent_tid;
+
+// How often AwaitAgentEnd looks whether an ended thread can still be seen: 100 ms in all. Arbitrary.
+constexpr int kUnhashAsks = 5000;
 
 // The agent needs no privilege for anything that it does.
 void DropCapabilities() {
@@ -128,15 +132,24 @@ AgentStart StartAgent(const GuardedFd& channel) {
 }
 
 AgentEnd AwaitAgentEnd(int milliseconds) {
+  const uint32_t tid = __atomic_load_n(&g_agent_tid, __ATOMIC_ACQUIRE);
+  if (tid == 0) return AgentEnd::kGone;
   // In slices, because a signal of the program ends a wait early. The kernel wakes a shared futex.
   constexpr int kSlice = 100;
   const timespec timeout = {0, kSlice * 1'000'000L};
-  for (int waited = 0; waited < milliseconds; waited += kSlice) {
-    const uint32_t tid = __atomic_load_n(&g_agent_tid, __ATOMIC_ACQUIRE);
-    if (tid == 0) return AgentEnd::kGone;
+  for (int waited = 0; __atomic_load_n(&g_agent_tid, __ATOMIC_ACQUIRE) != 0; waited += kSlice) {
+    if (waited >= milliseconds) return AgentEnd::kStillThere;
     raw::Call(SYS_futex, &g_agent_tid, FUTEX_WAIT, tid, &timeout);
   }
-  return AgentEnd::kStillThere;
+  // It runs no more, but until the kernel has unhashed it, /proc/PID/task still shows it with the
+  // credentials that it had. Nothing wakes for that; it takes microseconds.
+  const timespec moment = {0, 20'000};
+  const long process = raw::Call(SYS_getpid);
+  for (int asked = 0; asked < kUnhashAsks; ++asked) {
+    if (raw::Call(SYS_tgkill, process, tid, 0) == -ESRCH) break;
+    raw::Call(SYS_nanosleep, &moment, nullptr);
+  }
+  return AgentEnd::kGone;
 }
 
 void ForgetAgent() { g_agent_tid = 0; }

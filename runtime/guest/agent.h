@@ -17,7 +17,8 @@ namespace hostmm::guest {
 enum class AgentStart { kStarted, kRefused };
 AgentStart StartAgent(const GuardedFd& channel);
 
-// Waits until the agent, which was told to end, is gone: nothing of it runs or will run any more.
+// Waits until the agent, which was told to end, is gone: nothing of it runs or will run any more,
+// and /proc/PID/task does not show it.
 enum class AgentEnd { kGone, kStillThere };
 AgentEnd AwaitAgentEnd(int milliseconds);
 
