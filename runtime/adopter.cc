@@ -89,6 +89,8 @@ Adopter::Batch Adopter::NextBatch(File* file) const {
                            if (mapper == nullptr || !mapper->has_agent || mapper->open_order != 0)
                              return;
                            if (candidate.AddrOf(first).value() % kBlockSize != 0) return;
+                           // What is private may hold pages of its own.
+                           if ((candidate.flags & kPrivate) != 0) return;
                            batch.guest = guest;
                            region = candidate;
                          });

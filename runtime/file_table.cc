@@ -11,6 +11,11 @@ void FileTable::AddAdopted(MmId mm, AdoptedKey key) {
   adopted_by_key_[key] = mm;
 }
 
+void FileTable::AddNamed(MmId mm, std::shared_ptr<const Backing> backing, AdoptedKey key) {
+  AddOwn(mm, std::move(backing));
+  AddAdopted(mm, key);
+}
+
 std::shared_ptr<const Backing> FileTable::Find(MmId mm) const {
   const auto it = own_.find(Key(mm));
   return it == own_.end() ? nullptr : it->second;

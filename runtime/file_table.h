@@ -1,5 +1,5 @@
-// The files behind the mms: our own with their frames, and adopted ones, which have only a name
-// here.
+// The files behind the mms: our own with their frames, and adopted ones, which have only an
+// identity here. Our own that have a name have one too: guests hand them in like adopted files.
 //
 // Owner: the pager. Threads: the loop thread; a worker may hold a reference to a Backing meanwhile.
 #ifndef HOSTMM_RUNTIME_FILE_TABLE_H_
@@ -18,7 +18,7 @@
 
 namespace hostmm {
 
-// What makes two adopted files the same: device and inode, or a SysV id (device 0: no file system
+// What makes two files the same: device and inode, or a SysV id (device 0: no file system
 // has it).
 using AdoptedKey = std::pair<uint64_t, uint64_t>;
 
@@ -28,9 +28,11 @@ class FileTable {
 
   void AddOwn(MmId mm, std::shared_ptr<const Backing> backing);
   void AddAdopted(MmId mm, AdoptedKey key);
+  void AddNamed(MmId mm, std::shared_ptr<const Backing> backing, AdoptedKey key);
 
   // nullptr if there is none: an adopted file, or one that is gone.
   std::shared_ptr<const Backing> Find(MmId mm) const;
+  // Adopted, or ours and named.
   std::optional<MmId> FindAdopted(AdoptedKey key) const;
 
   // Forgets files that the tables have released. Their memory is given back by a worker: for

@@ -107,6 +107,7 @@ absl::StatusOr<UniqueFd> FrameStore::NewFile(uint64_t bytes) const {
     case FrameKind::kBase:
       return NewMemfd("hostmm-base", 0, bytes);
     case FrameKind::kAdopted:
+    case FrameKind::kForeign:
       break;
   }
   return absl::InternalError("adopted files have no store");

@@ -16,6 +16,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "absl/container/flat_hash_map.h"
 #include "runtime/event_loop.h"
@@ -35,10 +36,18 @@ struct WatchedFd {
   }
 };
 
+// Whether the agent has been told to watch: not while there is none, or its channel is full.
+struct WatchedBoard {
+  enum class Told : uint8_t { kNo, kYes };
+  MmId mm;
+  Told told = Told::kNo;
+};
+
 struct Guest {
   GuestId id;
   pid_t pid = 0;
   uid_t uid = 0;
+  gid_t gid = 0;
   std::string program;
   WatchedFd channel;
   WatchedFd uffd;   // none in native mode, and until it attaches
@@ -51,6 +60,12 @@ struct Guest {
   bool has_agent = false;
   // Number of the order that it has not answered yet, or 0. One at a time.
   uint32_t open_order = 0;
+  // Packets that came on its channel, without those of its agent (board.h: Slot::packets).
+  uint32_t packets = 0;
+  // The files that it maps opt-in: those whose boards its agent watches, or is to watch.
+  std::vector<WatchedBoard> boards;
+  // Its kForAll that have not been answered.
+  uint32_t open_for_all = 0;
 };
 
 class GuestSet {

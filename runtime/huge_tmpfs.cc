@@ -39,7 +39,7 @@ void Mount(MountResult* result) {
   if (context < 0) return fail("fsopen(tmpfs)");
   // No limit of its own (the default is half of memory): a region that is larger than memory is
   // refused before, with the answer that plain Linux gives.
-  const char* const options[][2] = {{"huge", "always"}, {"size", "0"}, {"nr_inodes", "0"}};
+  const char* const options[][2] = {{"huge", "within_size"}, {"size", "0"}, {"nr_inodes", "0"}};
   for (const auto& option : options) {
     if (syscall(SYS_fsconfig, context, kSetString, option[0], option[1], 0) != 0) {
       fail(option[0]);

@@ -1,5 +1,4 @@
-// Orders, and the two that give them: page-table budget and adopter. The guests are the far ends of
-// socket pairs.
+// Orders, and one that gives them: the adopter. The guests are the far ends of socket pairs.
 #include "runtime/orders.h"
 
 #include <fcntl.h>
@@ -13,7 +12,6 @@
 #include <vector>
 
 #include "runtime/adopter.h"
-#include "runtime/page_table_budget.h"
 #include "vmm/invariants.h"
 #include "vmm/test_segment.h"
 
@@ -147,60 +145,6 @@ TEST_F(OrdersTest, DoneMayGiveTheNextOrder) {
     ASSERT_TRUE(order.has_value());
     Answer(agent, *order);
   }
-}
-
-class PageTableBudgetTest : public OrdersTest {
- protected:
-  static FaultDecision MappedAt(uint64_t block, uint64_t page = 0) {
-    FaultDecision decision;
-    decision.wake_start = GuestAddr(kVa + block * kBlockSize + page * kPageSize);
-    decision.wake_bytes = kPageSize;
-    return decision;
-  }
-};
-
-TEST_F(PageTableBudgetTest, BeyondTheBudgetTheFirstBlockGoesFirst) {
-  const Agent agent = NewAgent();
-  PageTableBudget budget(3 * kPageSize, &guests_, &orders_);
-  for (uint64_t block = 0; block < 3; ++block) {
-    for (uint64_t page = 0; page < 3; ++page) {
-      budget.OnMapped(*agent.guest, MappedAt(block, page));
-    }
-  }
-  EXPECT_FALSE(agent.Next().has_value()) << "within the budget";
-  budget.OnMapped(*agent.guest, MappedAt(7));
-  const std::optional<Message> zap = agent.Next();
-  ASSERT_TRUE(zap.has_value());
-  EXPECT_EQ(zap->op, OrderOp::kZap);
-  EXPECT_EQ(zap->va, kVa);
-  EXPECT_EQ(zap->length, kBlockSize);
-}
-
-TEST_F(PageTableBudgetTest, AnswersBringItDownToTheBudget) {
-  const Agent agent = NewAgent();
-  PageTableBudget budget(2 * kPageSize, &guests_, &orders_);
-  for (uint64_t block = 0; block < 6; ++block) budget.OnMapped(*agent.guest, MappedAt(block));
-  for (uint64_t block = 0; block < 4; ++block) {
-    const std::optional<Message> zap = agent.Next();
-    ASSERT_TRUE(zap.has_value()) << block;
-    EXPECT_EQ(zap->va, kVa + block * kBlockSize);
-    Answer(agent, *zap);
-  }
-  EXPECT_FALSE(agent.Next().has_value());
-  // A block that was zapped counts anew.
-  budget.OnMapped(*agent.guest, MappedAt(0));
-  EXPECT_EQ(agent.Next()->va, kVa + 4 * kBlockSize);
-}
-
-TEST_F(PageTableBudgetTest, AGuestThatGoesWithAnOrderOpenIsForgotten) {
-  const Agent agent = NewAgent();
-  PageTableBudget budget(kPageSize, &guests_, &orders_);
-  for (uint64_t block = 0; block < 3; ++block) budget.OnMapped(*agent.guest, MappedAt(block));
-  budget.OnGuestGone(agent.guest->id);
-  End(agent);
-  const Agent next = NewAgent();
-  budget.OnMapped(*next.guest, MappedAt(9));
-  EXPECT_FALSE(next.Next().has_value()) << "it pays for its predecessor";
 }
 
 class AdopterTest : public OrdersTest {

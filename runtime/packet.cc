@@ -70,26 +70,31 @@ ReceiveResult ReceivePacket(int socket, Packet* packet) {
   return ReceiveResult::kPacket;
 }
 
-SendResult SendPacket(int socket, const protocol::Message& message, int fd) {
-  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
+SendResult SendPacket(int socket, const protocol::Message& message, std::span<const int> fds) {
+  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int) * protocol::kMaxFds)] = {};
   iovec iov{const_cast<protocol::Message*>(&message), sizeof(message)};
   msghdr header = {};
   header.msg_iov = &iov;
   header.msg_iovlen = 1;
-  if (fd >= 0) {
+  if (!fds.empty()) {
     header.msg_control = control;
-    header.msg_controllen = sizeof(control);
+    header.msg_controllen = CMSG_SPACE(fds.size_bytes());
     cmsghdr* cmsg = CMSG_FIRSTHDR(&header);
     cmsg->cmsg_level = SOL_SOCKET;
     cmsg->cmsg_type = SCM_RIGHTS;
-    cmsg->cmsg_len = CMSG_LEN(sizeof(fd));
-    memcpy(CMSG_DATA(cmsg), &fd, sizeof(fd));
+    cmsg->cmsg_len = CMSG_LEN(fds.size_bytes());
+    memcpy(CMSG_DATA(cmsg), fds.data(), fds.size_bytes());
   }
   ssize_t sent;
   do {
     sent = sendmsg(socket, &header, MSG_DONTWAIT | MSG_NOSIGNAL);
   } while (sent < 0 && errno == EINTR);
   return sent == static_cast<ssize_t>(sizeof(message)) ? SendResult::kSent : SendResult::kLost;
+}
+
+SendResult SendPacket(int socket, const protocol::Message& message, int fd) {
+  return SendPacket(socket, message,
+                    fd >= 0 ? std::span<const int>(&fd, 1) : std::span<const int>());
 }
 
 protocol::Message NewPacket(protocol::Kind kind) {
@@ -105,7 +110,7 @@ absl::StatusOr<Peer> PeerOf(int socket) {
   socklen_t length = sizeof(peer);
   if (getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &peer, &length) != 0)
     return SysError("SO_PEERCRED");
-  return Peer{peer.pid, peer.uid};
+  return Peer{peer.pid, peer.uid, peer.gid};
 }
 
 void WantCredentials(int socket) {

@@ -8,6 +8,7 @@
 #include <sys/types.h>
 
 #include <array>
+#include <span>
 
 #include "absl/status/statusor.h"
 #include "runtime/protocol.h"
@@ -28,6 +29,8 @@ ReceiveResult ReceivePacket(int socket, Packet* packet);
 // RETURNS: whether it was sent. A peer that does not read loses its packets: false, not a wait.
 enum class SendResult { kSent, kLost };
 SendResult SendPacket(int socket, const protocol::Message& message, int fd = -1);
+// With several descriptors. REQUIRES: at most protocol::kMaxFds, all open.
+SendResult SendPacket(int socket, const protocol::Message& message, std::span<const int> fds);
 
 // A message with magic and version set.
 protocol::Message NewPacket(protocol::Kind kind);
@@ -36,6 +39,7 @@ protocol::Message NewPacket(protocol::Kind kind);
 struct Peer {
   pid_t pid;
   uid_t uid;
+  gid_t gid;
 };
 absl::StatusOr<Peer> PeerOf(int socket);
 

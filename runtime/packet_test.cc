@@ -120,15 +120,15 @@ TEST_F(PacketTest, DescriptorsOfABadPacketAreClosed) {
     ASSERT_TRUE(SendRaw(&good, sizeof(good) - 1, many));
     EXPECT_EQ(Receive(), ReceiveResult::kMalformed) << count;
     ASSERT_TRUE(SendRaw(&good, sizeof(good), many));
-    // The room for credentials and for alignment takes a few more than three.
+    // The room for credentials and for alignment takes a few more than that.
     const ReceiveResult result = Receive();
-    if (count <= 3) {
+    if (count <= protocol::kMaxFds) {
       EXPECT_EQ(result, ReceiveResult::kPacket) << count;
     }
     if (count >= 10) {
       EXPECT_EQ(result, ReceiveResult::kMalformed) << count;
     }
-    EXPECT_LE(packet_.fd_count, 3);
+    EXPECT_LE(packet_.fd_count, protocol::kMaxFds);
   }
   packet_ = Packet();
   EXPECT_EQ(OpenDescriptors(), before);

@@ -40,6 +40,8 @@ constexpr uint64_t kNewcomerTicks = 20;
 // A guest that has not attached by then is not coming: 10 s, as long as a guest waits for an
 // answer. A forked child that is stopped for longer goes on without us.
 constexpr uint64_t kAttachTicks = 40;
+// Nor is anybody who has not come by then to a pager that was started for the caller: 10 s.
+constexpr uint64_t kLonelyTicks = 40;
 
 // What one user may take of the guest directory, so that the others find room: three quarters.
 constexpr uint32_t kGuestsPerUser = SegmentConfig{}.max_guests / 4 * 3;
@@ -124,8 +126,19 @@ PagerCore::PagerCore(const PagerOptions& options, Rung rung, SharedSegment segme
       adopter_(&tables_, &guests_, &orders_),
       collapse_retry_(&tables_, &files_, &pool_),
       resolver_(&tables_, &files_, &guests_, &pool_, &collapse_retry_),
-      session_(TermsOf(options, rung_), &tables_, &files_, &adopter_, &orders_, &rung_.uffd,
-               &rung_.store, rung_.second.has_value() ? &*rung_.second : nullptr, this) {}
+      opt_in_(&tables_, &guests_, SegmentConfig{}.max_guests, kRegionsPerGuest),
+      filler_(&tables_, &files_, &pool_),
+      session_(TermsOf(options, rung_),
+               {.tables = &tables_,
+                .files = &files_,
+                .adopter = &adopter_,
+                .orders = &orders_,
+                .opt_in = &opt_in_,
+                .filler = &filler_,
+                .uffd = &rung_.uffd,
+                .store = &rung_.store,
+                .second = rung_.second.has_value() ? &*rung_.second : nullptr,
+                .host = this}) {}
 
 absl::Status PagerCore::Run() {
   if (options_.pt_budget_bytes != 0 && rung_.store.kind() == FrameKind::kBase) {
@@ -189,12 +202,21 @@ EventLoop::Progress PagerCore::OnNewcomer(uint64_t number) {
   if (packet.message.kind == protocol::Kind::kHello) {
     Introduce(std::move(newcomer), std::move(packet));
   } else if (packet.message.kind == protocol::Kind::kInspect) {
-    protocol::Message answer = NewPacket(protocol::Kind::kReply);
-    const bool same = packet.message.version == protocol::kVersion;
-    answer.status = same ? protocol::Status::kOk : protocol::Status::kVersion;
-    SendPacket(packet.fds[0].get(), answer, same ? segment_.fd.get() : -1);
+    ShowSegment(packet);
   }
   return EventLoop::Progress::kDrained;
+}
+
+void PagerCore::ShowSegment(const Packet& ask) const {
+  protocol::Message answer = NewPacket(protocol::Kind::kReply);
+  const bool same = ask.message.version == protocol::kVersion;
+  answer.status = same ? protocol::Status::kOk : protocol::Status::kVersion;
+  const OptIn::Counts counts = opt_in_.counts();
+  answer.va = counts.operations.operations;
+  answer.length = counts.operations.woken;
+  answer.offset = counts.operations.timed_out;
+  answer.value[0] = counts.votes;
+  SendPacket(ask.fds[0].get(), answer, same ? segment_.fd.get() : -1);
 }
 
 void PagerCore::Introduce(Newcomer newcomer, Packet hello) {
@@ -204,9 +226,12 @@ void PagerCore::Introduce(Newcomer newcomer, Packet hello) {
     auto guest = std::make_unique<Guest>();
     if (tables_.AddGuest(peer->pid, peer->uid, &guest->id) != TableStatus::kOk) return;
     guest->uid = peer->uid;
+    guest->gid = peer->gid;
+    guest->packets = 1;  // this one
     guest->program = hello.message.text;
     guest->channel = std::move(newcomer.channel);
     WatchChannel(*guests_.Add(std::move(guest)));
+    if (!life_.ok()) tree_ = Tree::kGone;
   }
   session_.Welcome(hello);
 }
@@ -223,6 +248,7 @@ void PagerCore::AddChild(Guest& parent, GuestId child, UniqueFd channel) {
   auto guest = std::make_unique<Guest>();
   guest->id = child;
   guest->uid = parent.uid;
+  guest->gid = parent.gid;
   guest->program = parent.program;
   guest->channel.fd = std::move(channel);
   WatchChannel(*guests_.Add(std::move(guest)));
@@ -234,6 +260,8 @@ void PagerCore::WatchGuest(Guest& guest, UniqueFd uffd, pid_t pid) {
   guest.pidfd.fd.reset(static_cast<int>(syscall(SYS_pidfd_open, pid, 0)));
   if (guest.pidfd.fd.ok()) {
     guest.pidfd.watch = loop_->Watch(guest.pidfd.fd.get(), [this, id = guest.id] {
+      // What it said before it died comes first: it may have announced a child that lives on.
+      if (OnChannel(id) == EventLoop::Progress::kMore) return EventLoop::Progress::kMore;
       EndGuest(id);
       return EventLoop::Progress::kDrained;
     });
@@ -286,7 +314,8 @@ EventLoop::Progress PagerCore::OnTreeGone() {
 
 void PagerCore::EndIfOver() {
   if (options_.lifetime != PagerOptions::Lifetime::kUntilLastGuest) return;
-  if (tree_ == Tree::kGone && guests_.size() == 0) loop_->Stop();
+  // Somebody who is connecting just now still finds us.
+  if (tree_ == Tree::kGone && guests_.size() == 0 && newcomers_.empty()) loop_->Stop();
 }
 
 // Who connects and never speaks, and who is announced and never comes: their descriptors may be
@@ -306,10 +335,15 @@ void PagerCore::Tick() {
   ++ticks_;
   adopter_.Tick();
   collapse_retry_.Tick();
+  opt_in_.Tick();
   DropTheSilent();
-  resolver_.SetMemory(climate_.Now());
+  const MemoryClimate memory = climate_.Now();
+  resolver_.SetMemory(memory);
+  filler_.SetMemory(memory);
   // Connections that came while descriptors were short raised their edge then.
   Accept();
+  if (!life_.ok() && ticks_ > kLonelyTicks) tree_ = Tree::kGone;
+  EndIfOver();
   if (guests_.size() == 0 || ticks_ % kTicksPerSample != 0) return;
   auto now = std::make_shared<Savings>(Survey(tables_, files_, guests_));
   if (now->plain_bytes <= best_.plain_bytes) return;
@@ -335,8 +369,8 @@ std::vector<std::string> PagerCore::Report() const {
     }
     lines.push_back(line);
   }
-  if (!ledger.weaker_frames.empty())
-    lines.push_back(absl::StrCat("weaker frames: ", ledger.weaker_frames));
+  if (!session_.why_weaker().empty())
+    lines.push_back(absl::StrCat("weaker frames: ", session_.why_weaker()));
   if (ledger.refused > 0)
     lines.push_back(absl::StrCat(ledger.refused, " requests were refused and left to the kernel"));
   return lines;

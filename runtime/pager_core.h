@@ -17,8 +17,10 @@
 #include "runtime/collapse_retry.h"
 #include "runtime/event_loop.h"
 #include "runtime/file_table.h"
+#include "runtime/filler.h"
 #include "runtime/guest.h"
 #include "runtime/memory_climate.h"
+#include "runtime/opt_in.h"
 #include "runtime/orders.h"
 #include "runtime/page_table_budget.h"
 #include "runtime/resolver.h"
@@ -60,6 +62,7 @@ class PagerCore : public SessionHost {
   EventLoop::Progress Accept();
   EventLoop::Progress OnNewcomer(uint64_t number);
   void Introduce(Newcomer newcomer, Packet hello);
+  void ShowSegment(const Packet& ask) const;
   void WatchChannel(Guest& guest);
   EventLoop::Progress OnChannel(GuestId id);
   void EndGuest(GuestId id);
@@ -86,6 +89,8 @@ class PagerCore : public SessionHost {
   Adopter adopter_;
   CollapseRetry collapse_retry_;
   Resolver resolver_;
+  OptIn opt_in_;
+  Filler filler_;
   Session session_;
   std::map<uint64_t, Newcomer> newcomers_;  // by number, so the oldest is first
   uint64_t next_newcomer_ = 0;
@@ -93,6 +98,8 @@ class PagerCore : public SessionHost {
   size_t most_guests_ = 0;
   Savings
       best_;  // the sample in which the page tables of plain 4 KiB pages would have been largest
+  // Whether more guests may come: without a tree to watch, the first one is the sign that they all
+  // have been started.
   enum class Tree { kAlive, kGone } tree_ = Tree::kAlive;
 };
 

@@ -30,6 +30,12 @@
 //           kAgent 0                            ->   no further order but
 //           agent ends                          <-   kOrder kQuit
 //           kAgent 1: there is a new agent      ->   orders again
+//           opt-in memory (MAP_SHARED_PT):
+//           agent:                              <-   kOrder kWatch + the file's board (board.h)
+//           kForAll?                            ->   board and bell, or kOrder kLook
+//           agents: done, noted on the board;
+//           the last one: kBoardDone            ->   all that map it have done it
+//                                               <-   kReply
 // Trust:    a guest is hostile input. The pager checks every field against that guest's own
 //           regions.
 // Used by:  both sides, and by code that may not use the C++ library: plain data only.
@@ -44,13 +50,16 @@ namespace hostmm::protocol {
 inline constexpr uint32_t kMagic = 0x31'4d'4d'48;  // "HMM1", little endian
 // Raised whenever Message or the meaning of a field changes. Both sides must have the same: the
 // preload library and the pager come from one build.
-inline constexpr uint32_t kVersion = 1;
-inline constexpr int kMaxFds = 3;
+inline constexpr uint32_t kVersion = 2;
+inline constexpr int kMaxFds = 4;
 
 // A managed region is at least this long: four page-table pages' worth (2 MiB each). Below it
 // sharing page tables cost more than it saved in the measurements of the 2002 shared page table
 // patch.
 inline constexpr uint64_t kMinRegionBytes = 4 * (uint64_t{2} << 20);
+
+// What opt-in memory is counted in: address, length and offset of such a mapping are multiples.
+inline constexpr uint64_t kGranule = uint64_t{2} << 20;
 
 // Fields that a kind does not name are 0. A "?" kind carries its reply socket as first descriptor.
 // clang-format off
@@ -61,9 +70,12 @@ enum class Kind : uint32_t {
   kAttach,       // credentials, value[0] = 1 if an agent reads orders; fds: userfaultfd, or none
   kCreate,       // ? length, offset, prot. Answer: mm, value[0] = unit of the mapping's length in
                  //   bytes; fd: file
-  kMap,          // ? va, length, mm, offset, prot. Length 0: the file is not wanted after all
-  kAdopt,        // ? va, length, offset, prot, value[0] = AdoptSource, value[1] = shmid; second fd:
-                 //   the file, if AdoptSource is kFile. Answer: mm
+  kMap,          // ? va, length, mm, offset, prot, mode = Share. Length 0: the file is not wanted
+                 //   after all. mm: the file of kCreate, or one of which this guest has a region
+                 //   with the same Share that holds `offset` (a second window). Answer: as kAccess
+  kAdopt,        // ? va, length, offset, prot, mode = Share, value[0] = AdoptSource, value[1] =
+                 //   shmid; second fd: the file, if AdoptSource is kFile. Answer: mm, value[0] =
+                 //   Adopted, and as kAccess
   kUnmap,        // va, length
   kProtect,      // va, length, prot
   kPunch,        // va, length: MADV_REMOVE was done there
@@ -74,8 +86,20 @@ enum class Kind : uint32_t {
   kAgent,        // value[0]: 1 an agent reads orders now; 0 the agent is to end: the pager sends it
                  //   a kQuit and then no more orders
   kOrderDone,    // answers an order: order, op, status, value[]
+  kBoardDone,    // mm: this agent was the last one to note on that file's board that it is done
+  kForAll,       // ? va, length, prot, value[0] = advice, value[1] = BoardOp: what all opt-in mappers
+                 //   of that memory are to do. Answer, when the last one has: kOk, or kFailed and
+                 //   value[1] = errno of one that could not
+  kAccess,       // ? va. Answer: prot = the protection that opt-in mappers have there, length = for
+                 //   how many bytes from va on; length 0: nothing opt-in is mapped at va
+  kFill,         // va, length: make what is missing there (MADV_WILLNEED on opt-in memory)
+  kIsShared,     // ? va. Answer: value[0] = 1 if the page tables of va are shared, else 0
+  kOpenName,     // ? text = name, length, value[0] = O_* flags, value[1] = mode bits. Answer: length,
+                 //   value[0] = unit of length; fd: the file. Refused: value[1] = errno
+  kUnlinkName,   // ? text = name. Refused: value[1] = errno
   // A tool asks for the segment.
-  kInspect = 32,  // ? Answer: fd: the segment
+  kInspect = 32,  // ? Answer: fd: the segment; of opt-in memory va = operations, length = members
+                  //   woken for them, offset = operations that timed out, value[0] = votes
   // Pager to guest.
   kReply = 64,   // status, text if refused; what else depends on the question
   kOrder,        // order, op, va, length, value[0] = mask
@@ -89,6 +113,26 @@ enum class Status : uint32_t {
   kNoFrames,      // the frame store cannot hold that much
   kFull,          // a table of the pager is full
   kNotPermitted,  // the kernel refused
+  kFailed,        // value[1] says why, as an errno
+};
+
+// How a mapping shares, in kMap and kAdopt: region flags of region_flags.h.
+using Share = uint32_t;
+
+// What an adopted file turned out to be.
+enum class Adopted : uint64_t {
+  kForeign = 0,   // somebody else's: the kernel serves its holes
+  kOwn = 1,       // one of the pager's named files: registered, its holes come to the pager
+  kOwnHugetlb = 2,
+};
+
+// What is asked of everybody who maps a part of a file opt-in.
+enum class BoardOp : uint64_t {
+  kNone = 0,
+  kProtect,  // prot
+  kZap,      // drop the page-table entries; data stays
+  kVote,     // the asker no longer needs it (MADV_DONTNEED); zapped when all have said so
+  kAdvise,   // value[0] = advice, one that is for the region (MADV_HUGEPAGE, MADV_NOHUGEPAGE)
 };
 
 enum class AdoptSource : uint64_t { kFile = 1, kSysV = 2 };
@@ -105,6 +149,14 @@ enum class OrderOp : uint32_t {
   // memory, collapse it. Answer: value[0] = the blocks that are huge now, value[1] = the blocks
   // whose collapse the kernel refused.
   kCollapse,
+  // Watch the board of `mm`, anew if it does already: value[0] = this guest's slot on it; fds:
+  // orders (read-only), acks, bell. Look at it at once. Not answered by kOrderDone; the slot on the
+  // board says it.
+  kWatch,
+  // Forget the board of `mm`. Not answered.
+  kUnwatch,
+  // Look at the board of `mm` now. Not answered.
+  kLook,
 };
 
 // How a guest runs, in the answer to kHello.
@@ -128,7 +180,7 @@ struct Message {
   uint64_t offset;  // bytes in the file
   MmHandle mm;
   uint32_t prot;
-  uint32_t mode;   // Mode, in the answer to kHello
+  uint32_t mode;   // Mode, in the answer to kHello; Share, in kMap and kAdopt
   uint32_t order;  // number of an order, echoed by its answer
   OrderOp op;
   uint64_t value[2];

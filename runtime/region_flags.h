@@ -11,6 +11,15 @@ namespace hostmm {
 inline constexpr uint64_t kRegionDontFork = 1;
 inline constexpr uint64_t kRegionHintHuge = 2;
 inline constexpr uint64_t kRegionHintSmall = 4;
+// Opt-in: the protection of what is mapped is that of all regions of the file with this flag.
+inline constexpr uint64_t kRegionSharedPt = 16;
+// With kRegionSharedPt: plain mprotect is refused with EPERM.
+inline constexpr uint64_t kRegionDedicated = 32;
+// The descriptor that it was mapped from cannot be written: never writable, and its guest cannot
+// make it writable for others.
+inline constexpr uint64_t kRegionNeverWrite = 64;
+// MAP_PRIVATE, read-only: a write by a debugger stays this process's own.
+inline constexpr uint64_t kRegionPrivate = 128;
 
 }  // namespace hostmm
 

@@ -3,6 +3,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <memory>
 #include <optional>
@@ -22,6 +23,9 @@ constexpr int kReadsPerTurn = 8;
 // Up to this many small pages the loop makes itself: about 1 us each, less than waking a worker and
 // being woken by it.
 constexpr uint64_t kInlinePages = 8;
+
+// Of a tracked region, around a page that is there already.
+constexpr PageCount kContinuedAtOnce{64};
 
 // Never waits, whatever the guest does to the O_NONBLOCK of the open file, which it shares with us.
 // Before 6.10 a userfaultfd knows only that flag.
@@ -48,7 +52,7 @@ EventLoop::Progress Resolver::Drain(Guest& guest) {
     for (int i = 0; i < count; ++i) {
       const std::optional<FaultEvent> event = DecodeFault(guest.id, messages[i]);
       if (event.has_value()) {
-        Resolve(guest, Decide(*tables_, *event, climate_));
+        Resolve(guest, *event, Decide(*tables_, *event, ClimateFor(event->kind)));
       } else {
         CloseForkedUserfaultfd(messages[i]);
       }
@@ -59,14 +63,41 @@ EventLoop::Progress Resolver::Drain(Guest& guest) {
   return EventLoop::Progress::kMore;
 }
 
-void Resolver::Resolve(Guest& guest, const FaultDecision& decision) {
+void Resolver::SetBudget(PageTableBudget* budget) {
+  budget_ = budget;
+  budget_->SetResume(
+      [this](const PageTableBudget::Fault& fault) { Continue(fault.decision, fault.page); });
+}
+
+void Resolver::SetMemory(MemoryClimate memory) {
+  climate_.memory = memory;
+  if (budget_ != nullptr) budget_->Tick();
+}
+
+// Under a budget an untouched page is made as in other base files, so that a sparse toucher pays no
+// more; what is there is mapped in one go.
+Climate Resolver::ClimateFor(FaultKind kind) const {
+  Climate climate = climate_;
+  if (budget_ != nullptr) {
+    climate.tracked_around = kind == FaultKind::kMinor ? kContinuedAtOnce : kFirstWindow;
+  }
+  return climate;
+}
+
+void Resolver::Resolve(Guest& guest, const FaultEvent& event, const FaultDecision& decision) {
   const Waiter waiter{decision.guest, decision.wake_start.value(), decision.wake_bytes};
+  const GuestAddr page =
+      decision.grain == Grain::kHuge ? decision.wake_start : PageFloor(event.addr);
   switch (decision.action) {
     case FaultAction::kPopulate:
       Populate(decision);
       return;
     case FaultAction::kContinue:
-      Continue(guest, decision);
+      if (budget_ != nullptr &&
+          budget_->Admit(guest, {decision, page}) == PageTableBudget::Admission::kLater) {
+        return;
+      }
+      Continue(decision, page);
       return;
     case FaultAction::kJoin:
       parked_[KeyOf(decision)].push_back(waiter);
@@ -155,17 +186,43 @@ std::vector<Resolver::Waiter> Resolver::TakeWaiters(const FaultDecision& decisio
   return waiters;
 }
 
-void Resolver::Continue(Guest& guest, const FaultDecision& decision) {
-  const Waiter waiter{decision.guest, decision.wake_start.value(), decision.wake_bytes};
-  const UffdResult result = UffdContinue(guest.uffd.fd.get(), waiter.va, waiter.bytes);
+void Resolver::Continue(const FaultDecision& decision, GuestAddr page) {
+  const Guest* guest = guests_->Find(decision.guest);
+  const bool there = guest != nullptr && guest->uffd.fd.ok();
+  const UffdResult result = there ? MapPresent(*guest, decision, page) : UffdResult::kGuestGone;
   Outcome outcome = Outcome::kDone;
   if (result == UffdResult::kGuestGone) outcome = Outcome::kGuestGone;
   if (result == UffdResult::kRefused) outcome = Outcome::kFailed;
-  // Mapped meanwhile, half done, unmapped, or the address space is changing: the threads try again
-  // and come back if need be.
-  if (result != UffdResult::kDone) Wake(waiter);
+  // Mapped meanwhile, unmapped, or the address space is changing: the thread tries again and comes
+  // back if need be.
+  if (result != UffdResult::kDone) Wake({decision.guest, page.value(), kPageSize});
   Commit(*tables_, decision, outcome, Grain::kSmall);
-  if (budget_ != nullptr && outcome == Outcome::kDone) budget_->OnMapped(guest, decision);
+}
+
+// MADV_NOHUGEPAGE: small steps, here as for frames.
+bool Resolver::WantsOnlyWhatItTouches(GuestId guest, GuestAddr page) const {
+  const std::optional<Region> region = tables_->FindRegion(guest, page);
+  return region.has_value() && (region->flags & kHintSmall) != 0;
+}
+
+// From the page that is waited for onwards, then what is before it: a call ends at the first page
+// that is mapped already, which must not be in front of the one that matters.
+UffdResult Resolver::MapPresent(const Guest& guest, const FaultDecision& decision,
+                                GuestAddr page) const {
+  // One block of addresses, which is what the budget has admitted: a mapping at any address need
+  // not keep to the file's blocks.
+  const uint64_t block = page.value() & ~(kBlockSize - 1);
+  uint64_t begin = std::max(decision.wake_start.value(), block);
+  uint64_t end = std::min(decision.wake_start.value() + decision.wake_bytes, block + kBlockSize);
+  if (decision.count.value() > 1 && WantsOnlyWhatItTouches(decision.guest, page)) {
+    begin = page.value();
+    end = begin + kPageSize;
+  }
+  const int uffd = guest.uffd.fd.get();
+  const UffdResult result = UffdContinue(uffd, page.value(), end - page.value());
+  if (result != UffdResult::kDone && result != UffdResult::kPartial) return result;
+  if (begin < page.value()) UffdContinue(uffd, begin, page.value() - begin);
+  return UffdResult::kDone;
 }
 
 // Takes the range out of our hands. The kernel wants whole 2 MiB on hugetlb, so those are the

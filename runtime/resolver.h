@@ -2,8 +2,8 @@
 // docs/life_of_a_fault.md.
 //
 // Every event read is answered: resolved (populated or continued, then woken), denied (left to the
-// kernel), or parked until the populate that it waits for is done; and every decision is committed
-// exactly once.
+// kernel), or parked until the populate that it waits for is done or the page-table budget has room
+// (page_table_budget.h); and every decision is committed exactly once.
 //
 // Threads:  the loop thread. Frames are made by the workers, except a few small pages when memory
 //           is ample: those cost less than handing them over.
@@ -20,6 +20,7 @@
 #include "runtime/event_loop.h"
 #include "runtime/file_table.h"
 #include "runtime/guest.h"
+#include "runtime/userfaultfd.h"
 #include "runtime/worker_pool.h"
 #include "vmm/fault_policy.h"
 #include "vmm/host_tables.h"
@@ -35,14 +36,15 @@ class Resolver {
            CollapseRetry* retry)
       : tables_(tables), files_(files), guests_(guests), pool_(pool), retry_(retry) {}
 
-  // Tells `budget` what is mapped page by page. Without one nothing is.
-  void SetBudget(PageTableBudget* budget) { budget_ = budget; }
+  // Asks `budget` before anything of a tracked region is mapped. Without one nothing is tracked.
+  void SetBudget(PageTableBudget* budget);
 
   // Reads and answers the faults of one guest. kMore: a bounded number was read, there may be
   // others.
   EventLoop::Progress Drain(Guest& guest);
 
-  void SetMemory(MemoryClimate memory) { climate_.memory = memory; }
+  // Called once a tick.
+  void SetMemory(MemoryClimate memory);
 
   size_t parked() const;
 
@@ -62,12 +64,15 @@ class Resolver {
   static Filled Fill(const Backing& backing, const FaultDecision& decision);
   static BlockKey KeyOf(const FaultDecision& decision);
 
-  void Resolve(Guest& guest, const FaultDecision& decision);
+  Climate ClimateFor(FaultKind kind) const;
+  void Resolve(Guest& guest, const FaultEvent& event, const FaultDecision& decision);
   void Populate(const FaultDecision& decision);
   void Collapse(std::shared_ptr<const Backing> backing, const FaultDecision& decision);
   void Finish(const FaultDecision& decision, Filled filled);
   std::vector<Waiter> TakeWaiters(const FaultDecision& decision);
-  void Continue(Guest& guest, const FaultDecision& decision);
+  void Continue(const FaultDecision& decision, GuestAddr page);
+  bool WantsOnlyWhatItTouches(GuestId guest, GuestAddr page) const;
+  UffdResult MapPresent(const Guest& guest, const FaultDecision& decision, GuestAddr page) const;
   void Deny(const Waiter& waiter);
   void Wake(const Waiter& waiter);
 

@@ -7,9 +7,10 @@
 //
 // What it leaves out: the tables (an entry is empty, in flight or present; vmm/ has its own tests
 // of Decide and Commit), the grain of frames (a populate takes one page, or every hole of the
-// block), minor faults, which never park, and the memory order between loop and workers, which is
-// WorkerPool's lock. As in the kernel, a wake lets all threads of the guest that wait in the range
-// touch again, also those whose event has not been read, and takes that event back.
+// block), minor faults, which wait for nothing but the page-table budget (it has its own test), and
+// the memory order between loop and workers, which is WorkerPool's lock. As in the kernel, a wake
+// lets all threads of the guest that wait in the range touch again, also those whose event has not
+// been read, and takes that event back.
 //
 // What it shows: from every state the system comes to an end in which each thread has got its page
 // or its guest is dead; no populate is left, no entry in flight and nobody parked; and each

@@ -8,6 +8,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <memory>
 #include <thread>
 #include <utility>
@@ -15,10 +16,13 @@
 #include "runtime/backing.h"
 #include "runtime/collapse_retry.h"
 #include "runtime/frame_store.h"
+#include "runtime/orders.h"
+#include "runtime/page_table_budget.h"
 #include "runtime/userfaultfd.h"
 #include "tests/testing/child.h"
 #include "tests/testing/scoped_mapping.h"
 #include "tests/testing/skip.h"
+#include "tests/testing/smaps.h"
 #include "tests/testing/test_uffd.h"
 #include "vmm/invariants.h"
 #include "vmm/test_segment.h"
@@ -70,6 +74,28 @@ class OneGuest {
     return poll(&event, 1, static_cast<int>(test::kStepDeadline.count())) == 1;
   }
   EventLoop::Progress Drain() { return resolver_.Drain(*guest_); }
+  // A budget that is never used up.
+  void SetBudget() { resolver_.SetBudget(&budget_); }
+  // Touches a page and answers until the toucher is through. RETURNS the events that it took, -1
+  // when there was no end of them.
+  int Touch(uint64_t page) {
+    constexpr int kTooMany = 20;
+    std::atomic<bool> through = false;
+    std::thread toucher([&] {
+      test::WriteByte(data() + page * kPageSize, 1);
+      through = true;
+    });
+    int events = 0;
+    while (!through && events < kTooMany) {
+      pollfd event = {guest_->uffd.fd.get(), POLLIN, 0};
+      if (poll(&event, 1, 1) != 1) continue;
+      Drain();
+      ++events;
+    }
+    if (!through) guest_->uffd.fd.reset();  // lets it go
+    toucher.join();
+    return events < kTooMany ? events : -1;
+  }
   bool Sound() { return CheckInvariants(segment_.reader()).empty() && resolver_.parked() == 0; }
 
  private:
@@ -79,6 +105,8 @@ class OneGuest {
   GuestSet guests_;
   CollapseRetry retry_;
   Resolver resolver_;
+  Orders orders_;
+  PageTableBudget budget_{uint64_t{1} << 30, &guests_, &orders_};
   test::ScopedMapping region_;
   std::shared_ptr<const Backing> backing_;
   Guest* guest_ = nullptr;
@@ -103,13 +131,64 @@ TEST_F(ResolverTest, AMissingFaultIsFilled) {
   EXPECT_EQ(guest.Wait(), 0) << "-1: it was not woken";
 }
 
+constexpr uint64_t kTrackedModes = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_MINOR;
+
+// What is there comes back 64 pages at a time, wherever the touch falls.
+TEST_F(ResolverTest, UnderABudgetOneMinorFaultMapsManyPages) {
+  Child guest(Identity::kSame, [](test::Channel&) {
+    OneGuest world(kTracked);
+    world.SetBudget();
+    CHILD_CHECK(world.Register(TestUffd::Open(UFFD_FEATURE_MINOR_SHMEM), kTrackedModes));
+    for (uint64_t page = 0; page < 512; ++page) CHILD_CHECK(world.Touch(page) >= 0);
+    CHILD_CHECK(madvise(world.data(), kBytes, MADV_DONTNEED) == 0);
+    CHILD_CHECK(test::RssKib(world.data()) == 0);
+    CHILD_CHECK(world.Touch(100) == 1);
+    CHILD_CHECK(test::RssKib(world.data()) == 64 * 4);
+    CHILD_CHECK(world.Touch(64) == 0);
+    CHILD_CHECK(world.Touch(127) == 0);
+    CHILD_CHECK(world.Touch(128) == 1);
+    CHILD_CHECK(world.Sound());
+    return 0;
+  });
+  EXPECT_EQ(guest.Wait(), 0);
+}
+
+// The pages around a fault may be mapped, each a reason for the kernel to stop.
+TEST_F(ResolverTest, AMinorFaultAmongMappedPagesGetsOn) {
+  Child guest(Identity::kSame, [](test::Channel&) {
+    OneGuest world(kTracked);
+    world.SetBudget();
+    CHILD_CHECK(world.Register(TestUffd::Open(UFFD_FEATURE_MINOR_SHMEM), kTrackedModes));
+    // Each fills four pages; the second finds the first four mapped.
+    for (const uint64_t page : {0, 6, 17, 9, 14}) CHILD_CHECK(world.Touch(page) > 0);
+    for (uint64_t page = 0; page < 20; ++page) CHILD_CHECK(world.Touch(page) >= 0);
+    CHILD_CHECK(test::RssKib(world.data()) == 20 * 4);
+    CHILD_CHECK(world.Sound());
+    return 0;
+  });
+  EXPECT_EQ(guest.Wait(), 0);
+}
+
+TEST_F(ResolverTest, WhoAsksForSmallPagesGetsOneAtATime) {
+  Child guest(Identity::kSame, [](test::Channel&) {
+    OneGuest world(kTracked | kHintSmall);
+    world.SetBudget();
+    CHILD_CHECK(world.Register(TestUffd::Open(UFFD_FEATURE_MINOR_SHMEM), kTrackedModes));
+    CHILD_CHECK(world.Touch(0) > 0);
+    CHILD_CHECK(madvise(world.data(), kBytes, MADV_DONTNEED) == 0);
+    for (const uint64_t page : {2, 0, 1, 3}) CHILD_CHECK(world.Touch(page) == 1);
+    CHILD_CHECK(test::RssKib(world.data()) == 4 * 4);
+    return 0;
+  });
+  EXPECT_EQ(guest.Wait(), 0);
+}
+
 // The thread of a fault sleeps on when its mapping goes; only a wake lets it see that.
 TEST_F(ResolverTest, AMinorFaultWhoseMappingHasGoneIsWoken) {
   Child guest(Identity::kSame, [](test::Channel&) {
     OneGuest world(kTracked);
     CHILD_CHECK(world.backing().FillSmall(FilePage(0), PageCount(1)) == Backing::FillResult::kDone);
-    CHILD_CHECK(world.Register(TestUffd::Open(UFFD_FEATURE_MINOR_SHMEM),
-                               UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_MINOR));
+    CHILD_CHECK(world.Register(TestUffd::Open(UFFD_FEATURE_MINOR_SHMEM), kTrackedModes));
     std::thread toucher([&] { test::WriteByte(world.data(), 1); });
     CHILD_CHECK(world.AwaitFault());
     munmap(world.data(), kBytes);

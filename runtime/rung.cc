@@ -34,6 +34,8 @@ const char* Name(FrameKind kind) {
       return "base";
     case FrameKind::kAdopted:
       return "adopted";
+    case FrameKind::kForeign:
+      return "foreign";
   }
   return "?";
 }

@@ -8,18 +8,25 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
-#include "absl/status/statusor.h"
 #include "runtime/adopter.h"
 #include "runtime/file_table.h"
-#include "runtime/frame_store.h"
+#include "runtime/filler.h"
+#include "runtime/frame_maker.h"
 #include "runtime/guest.h"
+#include "runtime/names.h"
+#include "runtime/opt_in.h"
 #include "runtime/orders.h"
 #include "runtime/packet.h"
 #include "runtime/userfaultfd.h"
 #include "vmm/host_tables.h"
 
 namespace hostmm {
+
+// What one guest may take of the regions that all share (vmm/segment.h): a sixteenth. Arbitrary;
+// far above what honest programs have, and enough is left for the others.
+inline constexpr uint32_t kRegionsPerGuest = SegmentConfig{}.max_regions / 16;
 
 // What sessions need of the pager besides the tables.
 class SessionHost {
@@ -50,23 +57,38 @@ class Session {
     uint64_t adopted = 0;
     uint64_t region_bytes = 0;
     uint64_t refused = 0;
-    std::string weaker_frames;  // why a region got a weaker rung than asked for
   };
 
-  // All outlive the Session. `store` gives the frames; `second` (may be null) those that are taken
-  // when it has none left.
-  Session(const Terms& terms, HostTables* tables, FileTable* files, Adopter* adopter,
-          Orders* orders, const UffdAccess* uffd, const FrameStore* store, const FrameStore* second,
-          SessionHost* host)
+  // What it works on; all of it outlives the Session. `store` gives the frames; `second` (may be
+  // null) those that are taken when it has none left.
+  struct Parts {
+    HostTables* tables;
+    FileTable* files;
+    Adopter* adopter;
+    Orders* orders;
+    OptIn* opt_in;
+    Filler* filler;
+    const UffdAccess* uffd;
+    const FrameStore* store;
+    const FrameStore* second;
+    SessionHost* host;
+  };
+
+  Session(const Terms& terms, const Parts& parts)
       : terms_(terms),
-        tables_(tables),
-        files_(files),
-        adopter_(adopter),
-        orders_(orders),
-        uffd_(uffd),
-        store_(store),
-        second_(second),
-        host_(host) {}
+        tables_(parts.tables),
+        files_(parts.files),
+        adopter_(parts.adopter),
+        orders_(parts.orders),
+        opt_in_(parts.opt_in),
+        filler_(parts.filler),
+        uffd_(parts.uffd),
+        host_(parts.host),
+        frames_(parts.store, parts.second),
+        names_(parts.tables, parts.files, &frames_, terms.max_file_bytes) {}
+  // Its parts name each other.
+  Session(const Session&) = delete;
+  Session& operator=(const Session&) = delete;
 
   enum class Verdict { kKeep, kEndGuest };
   // REQUIRES: the packet came on the guest's channel, after its kHello.
@@ -79,12 +101,29 @@ class Session {
   void Forget(Guest& guest);
 
   const Ledger& ledger() const { return ledger_; }
+  // Why a region got a weaker rung than asked for; empty if none did.
+  const std::string& why_weaker() const { return frames_.why_weaker(); }
 
  private:
+  // A file that a guest has mapped and hands in.
+  struct HandedIn {
+    AdoptedKey key;
+    uint64_t bytes = 0;                      // of the file, or what is mapped of it
+    FrameKind frames = FrameKind::kAdopted;  // if it is not ours
+    enum class Collapse : uint8_t { kNo, kYes } collapse = Collapse::kNo;
+    uint32_t flags = 0;  // RegionFlags that the descriptor brings
+  };
+
+  Verdict Dispatch(Guest& guest, Packet& packet);
   protocol::Message Create(Guest& guest, const protocol::Message& ask, UniqueFd* file);
   protocol::Message Map(Guest& guest, const protocol::Message& ask);
+  protocol::Message MapAgain(Guest& guest, const protocol::Message& ask, MmId mm);
   protocol::Message Adopt(Guest& guest, const protocol::Message& ask, const UniqueFd& file);
   protocol::Message Move(Guest& guest, const protocol::Message& ask);
+  protocol::Message Access(const Guest& guest, const protocol::Message& ask) const;
+  protocol::Message IsShared(const Guest& guest, const protocol::Message& ask) const;
+  protocol::Message OpenName(const Guest& guest, const protocol::Message& ask, UniqueFd* file);
+  protocol::Message UnlinkName(const Guest& guest, const protocol::Message& ask);
   // Notes: what the guest has done already.
   Verdict OnNote(Guest& guest, const protocol::Message& note);
   void SetAgent(Guest& guest, const protocol::Message& note);
@@ -92,12 +131,21 @@ class Session {
   void Protect(Guest& guest, const protocol::Message& note);
   void Punch(Guest& guest, const protocol::Message& note);
   void SetFlags(Guest& guest, const protocol::Message& note);
+  void Fill(Guest& guest, const protocol::Message& note);
   Verdict Fork(Guest& guest, Packet& packet);
   Verdict Attach(Guest& guest, Packet& packet);
 
+  static bool HandIn(const protocol::Message& ask, int file, HandedIn* handed);
+  // The mm of the file: found, or made. Pinned.
+  TableStatus MmOf(const Guest& guest, const HandedIn& handed, MmId* mm);
+  // Enters the region into the tables; whatever stood there is gone.
+  protocol::Message Place(Guest& guest, const RegionSpec& spec);
   bool HasRoomForFile(uid_t uid) const;
   bool HasRoomForRegion(const Guest& guest) const;
-  absl::StatusOr<std::shared_ptr<const Backing>> NewBacking(uint64_t bytes);
+  // Parts of the guest's regions in [va, va + length).
+  std::vector<Region> PartsIn(const Guest& guest, uint64_t va, uint64_t length) const;
+  // Takes them out of the tables, with the files that nobody needs any more.
+  void Release(Guest& guest, GuestAddr va, PageCount length);
   void Register(Guest& guest, GuestAddr va, PageCount length) const;
   void DropCreated(Guest& guest);
 
@@ -106,10 +154,12 @@ class Session {
   FileTable* const files_;
   Adopter* const adopter_;
   Orders* const orders_;
+  OptIn* const opt_in_;
+  Filler* const filler_;
   const UffdAccess* const uffd_;
-  const FrameStore* const store_;
-  const FrameStore* const second_;
   SessionHost* const host_;
+  FrameMaker frames_;
+  Names names_;
   Ledger ledger_;
 };
 

@@ -10,15 +10,10 @@
 #include <unistd.h>
 
 #include <array>
-#include <memory>
 #include <optional>
-#include <string>
 #include <utility>
-#include <vector>
 
-#include "runtime/worker_pool.h"
-#include "vmm/invariants.h"
-#include "vmm/test_segment.h"
+#include "runtime/session_fixture.h"
 
 namespace hostmm {
 namespace {
@@ -28,124 +23,7 @@ using protocol::Message;
 using protocol::Status;
 using Verdict = Session::Verdict;
 
-constexpr uint64_t kRegion = 8 * kBlockSize;
-constexpr uint64_t kVa = uint64_t{1} << 40;
-
-class FakeHost : public SessionHost {
- public:
-  Room RoomForGuest(uid_t) const override { return room; }
-  void AddChild(Guest&, GuestId child, UniqueFd) override { children.push_back(child); }
-  void WatchGuest(Guest& guest, UniqueFd uffd, pid_t pid) override {
-    ++attached;
-    guest.pid = pid;
-    guest.uffd.fd = std::move(uffd);
-  }
-
-  Room room = Room::kFree;
-  std::vector<GuestId> children;
-  int attached = 0;
-};
-
-class SessionTest : public testing::Test {
- protected:
-  SessionTest()
-      : pool_(*WorkerPool::NewEventFd(), 1),
-        files_(&pool_),
-        adopter_(&segment_.tables, &guests_, &orders_),
-        store_(*FrameStore::Open(FrameKind::kBase)),
-        session_(Terms(), &segment_.tables, &files_, &adopter_, &orders_, &uffd_, &store_, nullptr,
-                 &host_) {}
-
-  static Session::Terms Terms() {
-    Session::Terms terms;
-    terms.max_file_bytes = uint64_t{1} << 36;
-    return terms;
-  }
-
-  void TearDown() override {
-    for (const GuestId id : ids_) session_.Forget(*guests_.Find(id));
-    for (const GuestId id : host_.children) {
-      ReleasedMms released;
-      segment_.tables.RemoveGuest(id, &released);
-    }
-    ExpectSound();
-    EXPECT_EQ(segment_.reader().Pools().mms, 0u);
-    EXPECT_EQ(segment_.reader().Pools().regions, 0u);
-    EXPECT_EQ(segment_.reader().Pools().guests, 0u);
-  }
-  void ExpectSound() {
-    for (const std::string& problem : CheckInvariants(segment_.reader())) ADD_FAILURE() << problem;
-  }
-
-  Guest& NewGuest(uid_t uid = 1000) {
-    auto guest = std::make_unique<Guest>();
-    EXPECT_EQ(segment_.tables.AddGuest(1, uid, &guest->id), TableStatus::kOk);
-    guest->uid = uid;
-    guest->program = "test";
-    ids_.push_back(guest->id);
-    return *guests_.Add(std::move(guest));
-  }
-
-  // The answer, if there is one; `verdict` says whether the guest may stay.
-  std::optional<Message> Ask(Guest& guest, const Message& message, UniqueFd second = UniqueFd(),
-                             Verdict* verdict = nullptr) {
-    std::array<int, 2> ends;
-    EXPECT_EQ(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends.data()), 0);
-    const UniqueFd near(ends[0]);
-    Packet packet;
-    packet.message = message;
-    packet.fds[0].reset(ends[1]);
-    packet.fds[1] = std::move(second);
-    packet.fd_count = packet.fds[1].ok() ? 2 : 1;
-    const Verdict result = session_.OnPacket(guest, std::move(packet));
-    if (verdict != nullptr) *verdict = result;
-    Packet answer;
-    if (ReceivePacket(near.get(), &answer) != ReceiveResult::kPacket) return std::nullopt;
-    file_ = std::move(answer.fds[0]);
-    return answer.message;
-  }
-  Status StatusOf(Guest& guest, const Message& message, UniqueFd second = UniqueFd()) {
-    const std::optional<Message> answer = Ask(guest, message, std::move(second));
-    EXPECT_TRUE(answer.has_value());
-    return answer.has_value() ? answer->status : Status::kFull;
-  }
-  Verdict Note(Guest& guest, const Message& message) {
-    Packet packet;
-    packet.message = message;
-    return session_.OnPacket(guest, std::move(packet));
-  }
-
-  static Message Ranged(Kind kind, uint64_t va, uint64_t length) {
-    Message message = NewPacket(kind);
-    message.va = va;
-    message.length = length;
-    message.prot = PROT_READ | PROT_WRITE;
-    return message;
-  }
-  // A region at kVa, as an honest guest makes one.
-  MmId MapOne(Guest& guest, uint64_t va = kVa) {
-    const std::optional<Message> created = Ask(guest, Ranged(Kind::kCreate, 0, kRegion));
-    EXPECT_EQ(created->status, Status::kOk);
-    Message map = Ranged(Kind::kMap, va, kRegion);
-    map.mm = created->mm;
-    EXPECT_EQ(StatusOf(guest, map), Status::kOk);
-    return {created->mm.slot, created->mm.generation};
-  }
-  uint32_t Regions(const Guest& guest) { return segment_.reader().Info(guest.id)->regions; }
-
-  TestSegment segment_;
-  WorkerPool pool_;
-  FileTable files_;
-  GuestSet guests_;
-  Orders orders_;
-  Adopter adopter_;
-  UffdAccess uffd_;
-  FrameStore store_;
-  FakeHost host_;
-  Session session_;
-  std::vector<GuestId> ids_;
-  UniqueFd file_;
-};
+using SessionTest = SessionFixture;
 
 TEST_F(SessionTest, CreateGivesAFileOfTheLength) {
   Guest& guest = NewGuest();
@@ -394,13 +272,13 @@ TEST_F(SessionTest, AForkNeedsAChannel) {
   EXPECT_EQ(fork_with(open("/dev/null", O_RDWR | O_CLOEXEC)), Verdict::kEndGuest);
   EXPECT_EQ(fork_with(memfd_create("no channel", MFD_CLOEXEC)), Verdict::kEndGuest);
   EXPECT_EQ(fork_with(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0)), Verdict::kEndGuest);
-  EXPECT_TRUE(host_.children.empty());
+  EXPECT_TRUE(children_.empty());
   EXPECT_EQ(fork_with(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0)), Verdict::kKeep);
-  EXPECT_EQ(host_.children.size(), 1u);
+  EXPECT_EQ(children_.size(), 1u);
   // A full house: the child goes on without us, the parent stays.
-  host_.room = SessionHost::Room::kFull;
+  room_ = Room::kFull;
   EXPECT_EQ(fork_with(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0)), Verdict::kKeep);
-  EXPECT_EQ(host_.children.size(), 1u);
+  EXPECT_EQ(children_.size(), 1u);
 }
 
 TEST_F(SessionTest, AttachTakesAUserfaultfdOrNothingAndOnce) {
@@ -418,10 +296,10 @@ TEST_F(SessionTest, AttachTakesAUserfaultfdOrNothingAndOnce) {
   EXPECT_EQ(attach(guest, ends[0], 1), Verdict::kEndGuest);
   EXPECT_EQ(attach(guest, ends[1], 1), Verdict::kEndGuest);
   EXPECT_EQ(attach(guest, open("/proc/self/status", O_RDONLY), 1), Verdict::kEndGuest);
-  EXPECT_EQ(host_.attached, 0);
+  EXPECT_EQ(attached_, 0);
   EXPECT_EQ(attach(guest, -1, 1), Verdict::kKeep);
   EXPECT_EQ(attach(guest, -1, 1), Verdict::kEndGuest);
-  EXPECT_EQ(host_.attached, 1);
+  EXPECT_EQ(attached_, 1);
 }
 
 TEST_F(SessionTest, PacketsThatAreNoGuestsToSendEndIt) {

@@ -18,6 +18,10 @@
 #define MADV_POPULATE_READ 22
 #define MADV_POPULATE_WRITE 23
 #endif
+#ifndef MADV_GUARD_INSTALL  // Linux 6.13
+#define MADV_GUARD_INSTALL 102
+#define MADV_GUARD_REMOVE 103
+#endif
 #ifndef MREMAP_DONTUNMAP  // Linux 5.7
 #define MREMAP_DONTUNMAP 4
 #endif

@@ -51,14 +51,21 @@ class AccessSet {
   uint8_t bits_ = 0;
 };
 
-// Who asked for sharing. kUnshare: an unaware program, everything must look like plain Linux.
-// kSharedPt: the program opted in, protection is everybody's. kDedicated: as kSharedPt, and plain
-// mprotect is refused by the runtime.
+// How a region was mapped. kUnshare: by an unaware program, everything must look like plain Linux.
+// kSharedPt: the program opted in, protection is that of everybody who did. kDedicated: as
+// kSharedPt, and plain mprotect is refused by the runtime.
 enum class ShareMode : uint8_t { kUnshare = 0, kSharedPt = 1, kDedicated = 2 };
 
-// Where a file's frames come from: our huge tmpfs, a hugetlb memfd, a 4 KiB memfd, or a file that
-// is not ours.
-enum class FrameKind : uint8_t { kHuge = 0, kHugetlb = 1, kBase = 2, kAdopted = 3 };
+// Where a file's frames come from: our huge tmpfs, a hugetlb memfd, a 4 KiB memfd, a file in memory
+// that is not ours, or a file of a filesystem that has its own page cache (ext4, xfs). A kForeign
+// file is the kernel's: it is in the tables for what its regions allow, but none of its tables is
+// shared and none of its blocks collapsed.
+enum class FrameKind : uint8_t { kHuge = 0, kHugetlb = 1, kBase = 2, kAdopted = 3, kForeign = 4 };
+
+// Whose faults are none of ours: the kernel serves the holes of files that it knew before us.
+constexpr bool IsServedByKernel(FrameKind frames) {
+  return frames == FrameKind::kAdopted || frames == FrameKind::kForeign;
+}
 
 enum class TableStatus : uint8_t {
   kOk,

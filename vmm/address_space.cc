@@ -18,11 +18,15 @@ bool ContainsInside(const RegionRecord* record, GuestAddr addr) {
   return record != nullptr && record->va.Load() < addr.value();
 }
 
+RegionAttributes Attributes(const RegionRecord& record) {
+  return RegionAttributes::Unpack(record.attributes.Load());
+}
+
 bool Continues(const RegionRecord& a, const RegionRecord& b) {
   const Region first = LoadRegion(a);
   const Region second = LoadRegion(b);
   return first.end() == second.va && first.mm == second.mm &&
-         first.file_end() == second.file_page && a.attributes.Load() == b.attributes.Load();
+         first.file_end() == second.file_page && Attributes(a).ContinuesAs(Attributes(b));
 }
 
 }  // namespace
@@ -104,8 +108,10 @@ void AddressSpace::MergeAround(AddrRange range) {
       continue;
     }
     const uint64_t pages = region.length.value() + next_record->pages.Load();
+    const RegionAttributes merged = Attributes(*record).MergedWith(Attributes(*next_record));
     RemoveRegion(next);
     record->pages.Store(pages);
+    record->attributes.Store(merged.Pack());
   }
 }
 
@@ -122,14 +128,29 @@ void AddressSpace::RefreshAround(AddrRange range) {
   }
 }
 
-TableStatus AddressSpace::Map(const RegionSpec& spec, AccessSet mapped_access) {
-  if (RegionPool(segment_).available() == 0) return TableStatus::kNoSpace;
+void AddressSpace::AddRuns(const RegionSpec& spec, const std::vector<AccessRun>& runs,
+                           AccessSet mapped_access, RecordIndex attachment) {
+  for (const AccessRun& run : runs) {
+    RegionSpec part = spec;
+    part.va = spec.va + (run.first - spec.file_page);
+    part.file_page = run.first;
+    part.length = run.length;
+    part.access = run.access;
+    const bool opt_in = ShareModeOf(spec.flags) != ShareMode::kUnshare;
+    const uint32_t flags = (spec.flags & kAllRegionFlags & ~uint32_t{kSettled}) | run.settled;
+    AddRegion(part, {run.access, opt_in ? run.access : mapped_access, flags}, attachment);
+  }
+  MergeAround({spec.va, spec.va + spec.length});
+  RefreshShares(segment_, attachment);
+}
+
+TableStatus AddressSpace::Map(const RegionSpec& spec) {
+  const std::vector<AccessRun> runs = RunsToMap(segment_, spec, {});
+  if (runs.size() > RegionPool(segment_).available()) return TableStatus::kNoSpace;
   RecordIndex attachment = FindAttachment(segment_, *guest_, spec.mm);
   if (attachment == kNullRecord) attachment = Attach(segment_, id_, spec.mm);
   if (attachment == kNullRecord) return TableStatus::kNoSpace;
-  AddRegion(spec, {spec.access, mapped_access, spec.flags & kAllRegionFlags}, attachment);
-  MergeAround({spec.va, spec.va + spec.length});
-  RefreshShares(segment_, attachment);
+  AddRuns(spec, runs, spec.access, attachment);
   return TableStatus::kOk;
 }
 
@@ -162,45 +183,51 @@ TableStatus AddressSpace::ChangeAttributes(AddrRange range, Fn change) {
     record->attributes.Store(change(RegionAttributes::Unpack(record->attributes.Load())).Pack());
     from = LoadRegion(*record).end();
   }
+  return TableStatus::kOk;
+}
+
+void AddressSpace::Tidy(AddrRange range) {
   MergeAround(range);
   RefreshAround(range);
-  return TableStatus::kOk;
 }
 
 TableStatus AddressSpace::Protect(AddrRange range, AccessSet access, AccessScope scope) {
   return ChangeAttributes(range, [access, scope](RegionAttributes attributes) {
     attributes.access = access;
-    if (scope == AccessScope::kEveryMapper) attributes.mapped_access = access;
+    if (scope == AccessScope::kEveryMapper) {
+      attributes.mapped_access = access;
+      attributes.flags |= kSettled;
+    }
     return attributes;
   });
 }
 
 TableStatus AddressSpace::Flag(AddrRange range, uint32_t set, uint32_t clear) {
   return ChangeAttributes(range, [set, clear](RegionAttributes attributes) {
-    attributes.flags = ((attributes.flags & ~clear) | set) & kAllRegionFlags;
+    attributes.flags = (attributes.flags & ~(clear & kChangeableFlags)) | (set & kChangeableFlags);
     return attributes;
   });
 }
 
 TableStatus AddressSpace::Move(AddrRange from, AddrRange to, std::vector<MmId>* released) {
-  if (SplitsAt(from) + SplitsAt(to) + 1 > RegionPool(segment_).available()) {
-    return TableStatus::kNoSpace;
-  }
   const RegionRecord* record = RecordAt(from.start);
   assert(record != nullptr);
   const Region old = LoadRegion(*record);
+  const RegionSpec moved{.va = to.start,
+                         .length = PagesBetween(to.start, to.end),
+                         .mm = old.mm,
+                         .file_page = old.PageAt(from.start),
+                         .access = old.access,
+                         .flags = old.flags};
+  const std::vector<AccessRun> runs = RunsToMap(segment_, moved, {id_, to});
+  if (SplitsAt(from) + SplitsAt(to) + runs.size() > RegionPool(segment_).available()) {
+    return TableStatus::kNoSpace;
+  }
   const AccessSet mapped_access = RegionAttributes::Unpack(record->attributes.Load()).mapped_access;
   TableStatus status = Unmap(to, released);
   assert(status == TableStatus::kOk);
   // The new window first: the mm must not lose its last region on the way.
-  status = Map({.va = to.start,
-                .length = PagesBetween(to.start, to.end),
-                .mm = old.mm,
-                .file_page = old.PageAt(from.start),
-                .access = old.access,
-                .flags = old.flags},
-               mapped_access);
-  assert(status == TableStatus::kOk);
+  AddRuns(moved, runs, mapped_access, FindAttachment(segment_, *guest_, old.mm));
   if (from.start < from.end) status = Unmap(from, released);
   assert(status == TableStatus::kOk);
   return status;
@@ -210,6 +237,10 @@ TableStatus AddressSpace::Grow(GuestAddr end, PageCount by) {
   if (!IsFree({end, end + by})) return TableStatus::kOverlap;
   RegionRecord* record = RecordAt(Before(end));
   assert(record != nullptr && LoadRegion(*record).end() == end);
+  const Region old = LoadRegion(*record);
+  if (old.IsOptIn()) {
+    return Map({end, by, old.mm, old.file_end(), old.access, old.flags});
+  }
   record->pages.Add(by.value());
   MergeAround({end, end + by});
   RefreshAround({end, end + by});

@@ -17,14 +17,9 @@
 #include "vmm/region.h"
 #include "vmm/region_map.h"
 #include "vmm/segment.h"
+#include "vmm/shared_access.h"
 
 namespace hostmm {
-
-// Addresses [start, end) of one guest.
-struct AddrRange {
-  GuestAddr start;
-  GuestAddr end;
-};
 
 // Whether a changed access is the caller's own affair (its tables there are unshared) or the mm's.
 enum class AccessScope : uint8_t { kCallerOnly, kEveryMapper };
@@ -38,15 +33,22 @@ class AddressSpace {
   // Records that an operation on the range may need for splits: 0, 1 or 2.
   uint32_t SplitsAt(AddrRange range) const;
 
-  // REQUIRES: IsFree(range of spec); the mm is alive.
-  TableStatus Map(const RegionSpec& spec, AccessSet mapped_access);
+  // An opt-in region takes over the access of those that are there, and becomes several where that
+  // differs. REQUIRES: IsFree(range of spec); the mm is alive.
+  TableStatus Map(const RegionSpec& spec);
   TableStatus Unmap(AddrRange range, std::vector<MmId>* released);
+  // Protect and Flag leave the pieces that they make; Tidy comes when a change has been made
+  // everywhere, because what is merged half way forgets what only one half has.
   TableStatus Protect(AddrRange range, AccessSet access, AccessScope scope);
+  // Of kChangeableFlags; others are passed over.
   TableStatus Flag(AddrRange range, uint32_t set, uint32_t clear);
+  // Makes neighbours one region and refreshes the shares.
+  void Tidy(AddrRange range);
   // REQUIRES: `from` lies in one region, `to` does not overlap `from`, and an empty `from` names
   // the page to map again.
   TableStatus Move(AddrRange from, AddrRange to, std::vector<MmId>* released);
-  // Lengthens the region that ends at `end`. kOverlap.
+  // Lengthens the region that ends at `end`; the new part of an opt-in region takes over access as
+  // in Map. kOverlap.
   TableStatus Grow(GuestAddr end, PageCount by);
   // Regions of `parent` that are not kDontFork. REQUIRES: this guest has no region.
   TableStatus CopyFrom(const AddressSpace& parent);
@@ -59,6 +61,10 @@ class AddressSpace {
   // Enters a region of a mm that is attached already.
   void AddRegion(const RegionSpec& spec, const RegionAttributes& attributes,
                  RecordIndex attachment);
+  // Enters the regions of a plan that has been checked to fit. `mapped_access` is for a region that
+  // is not opt-in.
+  void AddRuns(const RegionSpec& spec, const std::vector<AccessRun>& runs, AccessSet mapped_access,
+               RecordIndex attachment);
   // Removes a region's record from everything that names it. An attachment may be left without
   // regions; see Settle.
   void RemoveRegion(RecordIndex region);
@@ -67,8 +73,7 @@ class AddressSpace {
   void Settle(MmId mm, std::vector<MmId>* released);
   void SplitAt(GuestAddr va);
   void MergeAround(AddrRange range);
-  // `change(attributes)` for each region of the range, split to fit it; merges and refreshes
-  // shares.
+  // `change(attributes)` for each region of the range, split to fit it.
   template <class Fn>
   TableStatus ChangeAttributes(AddrRange range, Fn change);
   // Refreshes the shares of every mm of which a region touches the range.

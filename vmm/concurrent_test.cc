@@ -114,7 +114,8 @@ class Writer {
                                 .length = PageCount(4 * kPagesPerBlock),
                                 .mm = mms_[random_() % kMms],
                                 .file_page = FirstPageOf(BlockIndex(block)),
-                                .access = AccessSet::ReadWrite()});
+                                .access = AccessSet::ReadWrite(),
+                                .flags = random_() % 2 == 0 ? kSharedPt : 0u});
     published_.guest = Pack(Guest());
   }
   void Unmap() {
@@ -181,6 +182,8 @@ void WalkEverything(const TableReader& reader) {
     reader.ForEachMapper(mm.id, BlockIndex(1), [&](GuestId, const Region& region, Writable) {
       pages += region.length.value();
     });
+    reader.ForEachSharer(mm.id, FilePage(0), mm.length,
+                         [&](GuestId, const Region& region) { pages += region.length.value(); });
   });
 }
 

@@ -239,7 +239,7 @@ FaultDecision DecideMissing(const Segment& segment, const FaultPlace& place, Pag
   // The kernel checked the access before it asked us, so that one of us is behind. To populate
   // gives nobody a right; to wake only would loop if it is the table that is behind.
   if (decision.cause != FaultCause::kUntracked &&
-      !place.region.access.Contains(place.event.access)) {
+      !place.region.KernelAccess().Contains(place.event.access)) {
     decision.cause = FaultCause::kStaleAccess;
   }
   return decision;
@@ -290,7 +290,7 @@ FaultDecision DecideMinor(const FaultPlace& place, PageTable& table) {
 }
 
 FaultDecision DecideWriteProtect(const FaultPlace& place) {
-  if (!place.region.access.Contains(Access::kWrite)) {
+  if (!place.region.KernelAccess().Contains(Access::kWrite)) {
     return Deny(place.event, FaultCause::kForbidden);
   }
   return Answer(place, FaultAction::kWake, FaultCause::kWriteProtected, Grain::kSmall,
@@ -307,7 +307,7 @@ FaultDecision DecideUncounted(const Segment& segment, const FaultEvent& event,
   MmRecord* mm = segment.Find(region.mm);
   assert(mm != nullptr);
   PageTable table(segment, mm);
-  if (table.traits().frames == FrameKind::kAdopted) return Deny(event, FaultCause::kAdoptedFile);
+  if (IsServedByKernel(table.traits().frames)) return Deny(event, FaultCause::kAdoptedFile);
   const FilePage page = region.PageAt(event.addr);
   if (page - FilePage(0) >= table.length()) return Deny(event, FaultCause::kBeyondFile);
   const FaultPlace place{event, climate, region.mm, region, page, BlockFloor(page)};

@@ -13,14 +13,13 @@ static_assert(sizeof(MmSpec::name) == kNameWords * sizeof(uint64_t));
 
 MmTraits MmTraits::Load(const MmRecord& record) {
   const uint64_t word = record.traits.Load();
-  return {static_cast<FrameKind>(static_cast<uint8_t>(word)),
-          static_cast<ShareMode>(static_cast<uint8_t>(word >> 8)), static_cast<uint8_t>(word >> 16),
+  return {static_cast<FrameKind>(static_cast<uint8_t>(word)), static_cast<uint8_t>(word >> 16),
           AccessSet::FromBits(static_cast<uint8_t>(word >> 24)), static_cast<uint32_t>(word >> 32)};
 }
 
 uint64_t MmTraits::Pack() const {
-  return static_cast<uint8_t>(frames) | uint64_t{static_cast<uint8_t>(share)} << 8 |
-         uint64_t{top_level} << 16 | uint64_t{access.bits()} << 24 | uint64_t{owner_uid} << 32;
+  return static_cast<uint8_t>(frames) | uint64_t{top_level} << 16 | uint64_t{access.bits()} << 24 |
+         uint64_t{owner_uid} << 32;
 }
 
 uint64_t TopEntries(const Geometry& geometry, PageCount length, int top_level) {
@@ -35,7 +34,6 @@ MmInfo LoadMmInfo(MmId id, const MmRecord& record) {
   MmInfo info{.id = id,
               .length = PageCount(record.length.Load()),
               .frames = traits.frames,
-              .share = traits.share,
               .owner_uid = traits.owner_uid,
               .small_pages = PageCount(record.small_pages.Load()),
               .huge_blocks = record.huge_blocks.Load(),

@@ -16,10 +16,9 @@
 
 namespace hostmm {
 
-// MmRecord::traits.
+// MmRecord::traits: bits 0-7 frames, 8-15 reserved (0), 16-23 top level, 24-31 access, 32-63 uid.
 struct MmTraits {
   FrameKind frames = FrameKind::kHuge;
-  ShareMode share = ShareMode::kUnshare;
   uint8_t top_level = 0;
   AccessSet access;  // upper bound of every entry's access (I4)
   uint32_t owner_uid = 0;

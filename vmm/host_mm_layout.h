@@ -23,7 +23,7 @@ namespace hostmm {
 // "hostmmT1", little-endian.
 inline constexpr uint64_t kSegmentMagic = 0x3154'6d6d'7473'6f68;
 // Changes whenever a reader of the old layout would misread the new one.
-inline constexpr uint32_t kSegmentVersion = 1;
+inline constexpr uint32_t kSegmentVersion = 2;
 
 // A pool of equal records: a list of freed ones and a watermark below which all were used once.
 struct PoolState {

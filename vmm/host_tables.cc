@@ -13,6 +13,53 @@
 namespace hostmm {
 namespace {
 
+AddrRange RangeOf(GuestAddr va, PageCount length) { return {va, va + length}; }
+
+// `fn(const Region&, AddrRange part)` for what the guest has mapped in the range.
+template <class Fn>
+void ForEachPart(const Segment& segment, GuestId guest, AddrRange range, Fn fn) {
+  ForEachRegion(segment, guest, [&](const Region& region) {
+    const AddrRange part{std::max(region.va, range.start), std::min(region.end(), range.end)};
+    if (part.start < part.end) fn(region, part);
+  });
+}
+
+// Pages [first, end) of a file.
+struct FilePart {
+  MmId mm;
+  FilePage first;
+  FilePage end;
+};
+
+// What the guest has mapped opt-in in the range; parts that continue each other are one.
+std::vector<FilePart> OptInParts(const Segment& segment, GuestId guest, AddrRange range) {
+  std::vector<FilePart> parts;
+  ForEachPart(segment, guest, range, [&](const Region& region, AddrRange part) {
+    if (!region.IsOptIn()) return;
+    const FilePage first = region.PageAt(part.start);
+    const FilePage end = first + PagesBetween(part.start, part.end);
+    if (!parts.empty() && parts.back().mm == region.mm && parts.back().end == first) {
+      parts.back().end = end;
+    } else {
+      parts.push_back({region.mm, first, end});
+    }
+  });
+  return parts;
+}
+
+// `fn(GuestId, AddrRange)` for each place where somebody has pages mapped opt-in that the guest has
+// mapped so in the range; its own places are among them.
+template <class Fn>
+void ForEachSharedPlace(const Segment& segment, GuestId guest, AddrRange range, Fn fn) {
+  for (const FilePart& part : OptInParts(segment, guest, range)) {
+    ForEachSharer(segment, part.mm, part.first, part.end - part.first,
+                  [&](GuestId sharer, const Region& region) {
+                    fn(sharer, AddrRange{region.AddrOf(std::max(part.first, region.file_page)),
+                                         region.AddrOf(std::min(part.end, region.file_end()))});
+                  });
+  }
+}
+
 // One guest's part of a change of access.
 struct ProtectJob {
   GuestId guest;
@@ -20,36 +67,43 @@ struct ProtectJob {
   AccessScope scope;
 };
 
-AddrRange RangeOf(GuestAddr va, PageCount length) { return {va, va + length}; }
-
-AddrRange ClippedTo(const Region& region, AddrRange range) {
-  return {std::max(region.va, range.start), std::min(region.end(), range.end)};
-}
-
-// The caller's own regions in the range, or for those whose access is everybody's, all regions that
-// map the same pages.
 std::vector<ProtectJob> PlanProtect(const Segment& segment, GuestId caller, AddrRange range) {
   std::vector<ProtectJob> jobs;
-  ForEachRegion(segment, caller, [&](const Region& region) {
-    if (region.va >= range.end || region.end() <= range.start) return;
-    const AddrRange part = ClippedTo(region, range);
-    const MmRecord* mm = segment.Find(region.mm);
-    if (MmTraits::Load(*mm).share == ShareMode::kUnshare) {
-      jobs.push_back({caller, part, AccessScope::kCallerOnly});
-      return;
-    }
-    const FilePage first = region.PageAt(part.start);
-    const FilePage end = first + PagesBetween(part.start, part.end);
-    ForEachRegionOfMm(segment, *mm, [&](RecordIndex, const RegionRecord& record) {
-      const Region other = LoadRegion(record);
-      if (other.file_page >= end || other.file_end() <= first) return;
-      jobs.push_back({{record.guest.LoadLow(), record.guest.LoadHigh()},
-                      {other.AddrOf(std::max(first, other.file_page)),
-                       other.AddrOf(std::min(end, other.file_end()))},
-                      AccessScope::kEveryMapper});
-    });
+  ForEachPart(segment, caller, range, [&](const Region& region, AddrRange part) {
+    if (!region.IsOptIn()) jobs.push_back({caller, part, AccessScope::kCallerOnly});
+  });
+  ForEachSharedPlace(segment, caller, range, [&](GuestId guest, AddrRange place) {
+    jobs.push_back({guest, place, AccessScope::kEveryMapper});
   });
   return jobs;
+}
+
+// One guest's part of a change of flags.
+struct FlagJob {
+  GuestId guest;
+  AddrRange range;
+  uint32_t set;
+  uint32_t clear;
+};
+
+std::vector<FlagJob> PlanFlag(const Segment& segment, const FlagJob& asked) {
+  std::vector<FlagJob> jobs = {asked};
+  const uint32_t set = asked.set & kHintFlags;
+  const uint32_t clear = asked.clear & kHintFlags;
+  if ((set | clear) == 0) return jobs;
+  ForEachSharedPlace(segment, asked.guest, asked.range, [&](GuestId guest, AddrRange place) {
+    jobs.push_back({guest, place, set, clear});
+  });
+  return jobs;
+}
+
+// Whether there are records for the splits that all jobs need: all of them are done or none, since
+// a change that reached only some would be a hole.
+template <class Job>
+bool HasRoomForSplits(const Segment& segment, const std::vector<Job>& jobs) {
+  uint64_t splits = 0;
+  for (const Job& job : jobs) splits += AddressSpace(segment, job.guest).SplitsAt(job.range);
+  return splits <= RegionPool(segment).available();
 }
 
 }  // namespace
@@ -133,7 +187,7 @@ TableStatus HostTables::MapRegion(GuestId id, const RegionSpec& spec) {
   AddressSpace space(segment_, id);
   if (!space.IsFree(RangeOf(spec.va, spec.length))) return TableStatus::kOverlap;
   const WriteSection section(segment_);
-  return space.Map(spec, spec.access);
+  return space.Map(spec);
 }
 
 TableStatus HostTables::UnmapRange(GuestId id, GuestAddr va, PageCount length,
@@ -148,18 +202,14 @@ TableStatus HostTables::ProtectRange(GuestId id, GuestAddr va, PageCount length,
   if (segment_.Find(id) == nullptr) return TableStatus::kNoSuchGuest;
   if (!FitsInGuest(va, length)) return TableStatus::kBadRange;
   const std::vector<ProtectJob> jobs = PlanProtect(segment_, id, RangeOf(va, length));
-  uint32_t splits = 0;
-  for (const ProtectJob& job : jobs) {
-    splits += AddressSpace(segment_, job.guest).SplitsAt(job.range);
-  }
-  // All of the mappers or none: a protection that reached only some would be a hole.
-  if (splits > RegionPool(segment_).available()) return TableStatus::kNoSpace;
+  if (!HasRoomForSplits(segment_, jobs)) return TableStatus::kNoSpace;
   const WriteSection section(segment_);
   for (const ProtectJob& job : jobs) {
     [[maybe_unused]] const TableStatus status =
         AddressSpace(segment_, job.guest).Protect(job.range, access, job.scope);
     assert(status == TableStatus::kOk);
   }
+  for (const ProtectJob& job : jobs) AddressSpace(segment_, job.guest).Tidy(job.range);
   return TableStatus::kOk;
 }
 
@@ -167,8 +217,16 @@ TableStatus HostTables::FlagRange(GuestId id, GuestAddr va, PageCount length, ui
                                   uint32_t clear) {
   if (segment_.Find(id) == nullptr) return TableStatus::kNoSuchGuest;
   if (!FitsInGuest(va, length)) return TableStatus::kBadRange;
+  const std::vector<FlagJob> jobs = PlanFlag(segment_, {id, RangeOf(va, length), set, clear});
+  if (!HasRoomForSplits(segment_, jobs)) return TableStatus::kNoSpace;
   const WriteSection section(segment_);
-  return AddressSpace(segment_, id).Flag(RangeOf(va, length), set, clear);
+  for (const FlagJob& job : jobs) {
+    [[maybe_unused]] const TableStatus status =
+        AddressSpace(segment_, job.guest).Flag(job.range, job.set, job.clear);
+    assert(status == TableStatus::kOk);
+  }
+  for (const FlagJob& job : jobs) AddressSpace(segment_, job.guest).Tidy(job.range);
+  return TableStatus::kOk;
 }
 
 TableStatus HostTables::MoveRange(GuestId id, GuestAddr from, PageCount old_len, GuestAddr to,
@@ -213,7 +271,7 @@ TableStatus HostTables::SetBlockCollapsed(MmId id, BlockIndex block) {
   MmRecord* mm = segment_.Find(id);
   if (mm == nullptr) return TableStatus::kNoSuchMm;
   PageTable table(segment_, mm);
-  if (!segment_.geometry().HasHugeLeaf() ||
+  if (!segment_.geometry().HasHugeLeaf() || table.traits().frames == FrameKind::kForeign ||
       block.value() >= BlockCeil(FilePage(0) + table.length()).value() || table.IsTail(block)) {
     return TableStatus::kBadRange;
   }

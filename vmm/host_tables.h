@@ -59,15 +59,18 @@ class HostTables {
 
   // Regions. kBadRange: not page-aligned, empty, or overflowing.
   // A region may reach behind the end of its file, as in Linux; faults there are denied.
+  // An opt-in region (kSharedPt) takes over, page by page, the access that others have who map the
+  // file so; where nobody does it brings its own. It may thus become several regions.
   TableStatus MapRegion(GuestId id, const RegionSpec& spec);  // kOverlap
   // Pages that are not mapped are ignored, as munmap does. kNoSpace: a split needs a record.
   TableStatus UnmapRange(GuestId id, GuestAddr va, PageCount length, ReleasedMms* released);
-  // Changes the access of what is mapped in the range. A region of a kUnshare mm changes for the
-  // caller only, and the caller's upper entries there are unshared until the access is again what
-  // it was when the region was mapped. A region of a kSharedPt or kDedicated mm changes for every
-  // guest that maps the same pages, and for those that map them later. Holes are ignored.
+  // Changes the access of what is mapped in the range; holes are ignored. A region that is not
+  // opt-in changes for the caller only, and the caller's upper entries there are unshared until the
+  // access is again what it was when the region was mapped. An opt-in region changes together with
+  // all opt-in regions of the same pages, of every guest, and stays shared.
   TableStatus ProtectRange(GuestId id, GuestAddr va, PageCount length, AccessSet access);
-  // Sets and clears RegionFlags of what is mapped in the range.
+  // Sets and clears kChangeableFlags of what is mapped in the range. The kHintFlags of an opt-in
+  // region change for all opt-in regions of the same pages; those that come later do not have them.
   TableStatus FlagRange(GuestId id, GuestAddr va, PageCount length, uint32_t set, uint32_t clear);
   // mremap: shrinks, grows or moves [from, from + old_len) to [to, to + new_len), keeping the file
   // offset. What is mapped at a new place is unmapped first. old_len 0 maps a second window, as
@@ -79,9 +82,13 @@ class HostTables {
   // MADV_REMOVE and hole punching: the entries become empty for everybody and tables that become
   // empty are freed. A huge leaf that is hit in part is split first (kNoSpace). An entry in flight
   // stays in flight; its Commit decides. The part behind the end of the file is ignored.
+  // Also what a zap that all voted for is in the tables: an empty entry says that nothing is known
+  // of the page, which is true while the data stays. There, too, a huge leaf that is hit in part is
+  // split, though its frame stays whole until a collapse or a later fault says so. On hugetlb
+  // frames a part of a block is passed over.
   TableStatus PunchRange(MmId id, FilePage first, PageCount count);
   // The block is one huge frame now, whatever it was. kBusy: entries of it are in flight.
-  // kBadRange: not wholly inside the file, or the geometry has no such leaf.
+  // kBadRange: not wholly inside the file, the file is kForeign, or the geometry has no such leaf.
   TableStatus SetBlockCollapsed(MmId id, BlockIndex block);
 
   // Reading; see table_reader.h.
@@ -101,6 +108,10 @@ class HostTables {
   template <class Fn>
   void ForEachMapper(MmId id, BlockIndex block, Fn fn) const {
     reader().ForEachMapper(id, block, fn);
+  }
+  template <class Fn>
+  void ForEachSharer(MmId id, FilePage first, PageCount count, Fn fn) const {
+    reader().ForEachSharer(id, first, count, fn);
   }
   std::optional<Region> FindRegion(GuestId id, GuestAddr addr) const {
     return reader().FindRegion(id, addr);

@@ -50,10 +50,7 @@ class HostTablesTest : public testing::Test {
 };
 
 TEST_F(HostTablesTest, InfoSaysWhatTheMmWasMadeOf) {
-  MmSpec spec{.length = PageCount(77),
-              .frames = FrameKind::kBase,
-              .share = ShareMode::kDedicated,
-              .owner_uid = 1000};
+  MmSpec spec{.length = PageCount(77), .frames = FrameKind::kBase, .owner_uid = 1000};
   std::strcpy(spec.name, "shared_buffers");
   MmId id;
   ASSERT_EQ(tables_.CreateMm(spec, &id), TableStatus::kOk);
@@ -61,7 +58,6 @@ TEST_F(HostTablesTest, InfoSaysWhatTheMmWasMadeOf) {
   EXPECT_EQ(info.id, id);
   EXPECT_EQ(info.length, PageCount(77));
   EXPECT_EQ(info.frames, FrameKind::kBase);
-  EXPECT_EQ(info.share, ShareMode::kDedicated);
   EXPECT_EQ(info.owner_uid, 1000u);
   EXPECT_STREQ(info.name, "shared_buffers");
   EXPECT_FALSE(tables_.Info(MmId{3, 9}).id.valid());
@@ -183,21 +179,6 @@ TEST_F(HostTablesTest, ProtectionOfATransparentRegionIsTheCallersOwn) {
             TableStatus::kOk);
   EXPECT_EQ(Regions(guest_)[0].access, AccessSet(Access::kRead));
   EXPECT_EQ(Regions(other)[0].access, AccessSet::ReadWrite());
-}
-
-TEST_F(HostTablesTest, ProtectionOfASharedPtRegionIsEverybodys) {
-  const MmId mm = segment_.AddMm(Blocks(8), FrameKind::kHuge, ShareMode::kSharedPt);
-  const GuestId other = segment_.AddGuest();
-  ASSERT_EQ(Map(guest_, mm, kBase, 10), TableStatus::kOk);
-  ASSERT_EQ(Map(other, mm, 5 * kBase, 100), TableStatus::kOk);
-  ASSERT_EQ(
-      tables_.ProtectRange(guest_, GuestAddr(kBase + 8 * kPageSize), PageCount(99), Access::kRead),
-      TableStatus::kOk);
-  const std::vector<Region> regions = Regions(other);
-  ASSERT_EQ(regions.size(), 3u);
-  EXPECT_EQ(regions[1].file_page, FilePage(8));
-  EXPECT_EQ(regions[1].length, PageCount(2));  // only what the caller maps
-  EXPECT_EQ(regions[1].access, AccessSet(Access::kRead));
 }
 
 TEST_F(HostTablesTest, FlagsAreSetAndCleared) {

@@ -1,5 +1,7 @@
 #include "vmm/invariants.h"
 
+#include <algorithm>
+#include <compare>
 #include <map>
 #include <sstream>
 #include <utility>
@@ -7,6 +9,7 @@
 #include "vmm/attachments.h"
 #include "vmm/host_mm.h"
 #include "vmm/node_allocator.h"
+#include "vmm/rmap.h"
 #include "vmm/table_sharing.h"
 
 namespace hostmm {
@@ -30,6 +33,7 @@ class Checker {
     // The rule of sharing reads regions and attachments; it says nothing useful if those are wrong.
     if (problems_.empty()) {
       ForEachLiveMm([this](MmId id, const MmRecord& mm) { CheckSharing(id, mm); });
+      ForEachLiveMm([this](MmId id, const MmRecord& mm) { CheckAgreement(id, mm); });
     }
     CheckPools();
     CheckFaultAccounts();
@@ -87,6 +91,7 @@ class Checker {
                  Recount* total);
   void CheckLists();
   void CheckSharing(MmId id, const MmRecord& mm);
+  void CheckAgreement(MmId id, const MmRecord& mm);
   // The mm's canonical top, loaded once: a live segment may change between two looks.
   struct CanonicalTop {
     MmId id;
@@ -155,7 +160,8 @@ void Checker::CheckRegion(GuestId id, const RegionRecord& record, const RegionRe
   if (before.end() > region.va) Problem(name, ": overlaps the region before it");
   if (before.end() == region.va && before.mm == region.mm &&
       before.file_end() == region.file_page &&
-      previous->attributes.Load() == record.attributes.Load()) {
+      RegionAttributes::Unpack(previous->attributes.Load())
+          .ContinuesAs(RegionAttributes::Unpack(record.attributes.Load()))) {
     Problem(name, ": should be one with the region before it");
   }
 }
@@ -374,6 +380,43 @@ void Checker::CheckSharing(MmId id, const MmRecord& mm) {
     if (!entry.is_table()) continue;
     CheckUse(id, entry.table(), uses[i]);
     CheckUsesBelow(id, entry.table(), top.level - 1);
+  }
+}
+
+// I13, by a sweep over the ends of all opt-in regions: between two ends, if one that is there is
+// settled, all have its access.
+void Checker::CheckAgreement(MmId id, const MmRecord& mm) {
+  struct End {
+    FilePage page;
+    int change;  // -1 sorts before +1: a region that ends here does not overlap one that starts
+                 // here
+    uint8_t access;
+    int settled;  // 1, or 0
+    auto operator<=>(const End&) const = default;
+  };
+  std::vector<End> ends;
+  ForEachRegionOfMm(view_, mm, [&](RecordIndex index, const RegionRecord& record) {
+    const Region region = LoadRegion(record);
+    if (!region.IsOptIn()) return;
+    const auto attributes = RegionAttributes::Unpack(record.attributes.Load());
+    if (attributes.mapped_access != attributes.access) {
+      Problem(Str(id), ": opt-in region ", index, " has another access than it was mapped with");
+    }
+    const int settled = (region.flags & kSettled) != 0 ? 1 : 0;
+    ends.push_back({region.file_page, 1, region.access.bits(), settled});
+    ends.push_back({region.file_end(), -1, region.access.bits(), settled});
+  });
+  std::sort(ends.begin(), ends.end());
+  std::map<uint8_t, int> there;  // regions by access
+  int settled = 0;
+  for (const End& end : ends) {
+    if ((there[end.access] += end.change) == 0) there.erase(end.access);
+    settled += end.change * end.settled;
+    // Only when all that begin here have been counted.
+    const bool last = &end == &ends.back() || (&end + 1)->page != end.page;
+    if (!last || there.size() < 2 || settled == 0) continue;
+    return Problem(Str(id), ": opt-in regions differ in access at page ", end.page.value(),
+                   " (I13)");
   }
 }
 

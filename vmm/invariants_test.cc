@@ -202,6 +202,51 @@ TEST_F(InvariantsTest, PageCounts) {
   ExpectProblem("huge blocks");
 }
 
+// Two guests that map the same pages opt-in.
+class AgreementTest : public InvariantsTest {
+ protected:
+  AgreementTest() {
+    MapOptIn(guest_, 20, 10);
+    MapOptIn(other_, 25, 10);
+    EXPECT_EQ(CheckInvariants(segment_.reader()), std::vector<std::string>());
+  }
+  void MapOptIn(GuestId guest, uint64_t first, uint64_t pages) {
+    EXPECT_EQ(segment_.tables.MapRegion(guest, {.va = GuestAddr(2 * kBase + first * kPageSize),
+                                                .length = PageCount(pages),
+                                                .mm = mm_,
+                                                .file_page = FilePage(first),
+                                                .access = AccessSet::ReadWrite(),
+                                                .flags = kSharedPt}),
+              TableStatus::kOk);
+  }
+  RegionRecord* others() { return segment().region(segment().Find(other_)->regions.LoadLow()); }
+  void SetAccess(AccessSet access, AccessSet mapped_access) {
+    RegionAttributes attributes = RegionAttributes::Unpack(others()->attributes.Load());
+    attributes.access = access;
+    attributes.mapped_access = mapped_access;
+    attributes.flags |= kSettled;
+    others()->attributes.Store(attributes.Pack());
+  }
+
+  GuestId other_ = segment_.AddGuest();
+};
+
+TEST_F(AgreementTest, OptInRegionsThatDiffer) {
+  SetAccess(Access::kRead, Access::kRead);
+  ExpectProblem("differ in access at page 25 (I13)");
+}
+
+TEST_F(AgreementTest, RegionsThatOnlyTouchMayDiffer) {
+  others()->file_page.Store(30);
+  SetAccess(Access::kRead, Access::kRead);
+  EXPECT_EQ(CheckInvariants(segment_.reader()), std::vector<std::string>());
+}
+
+TEST_F(AgreementTest, OptInRegionThatRemembersAnotherAccess) {
+  SetAccess(AccessSet::ReadWrite(), Access::kRead);
+  ExpectProblem("has another access than it was mapped with");
+}
+
 TEST_F(InvariantsTest, FreeListWithACycle) {
   segment().guest(2)->link.Store(2);
   segment().header().guests.free_head.Store(2);

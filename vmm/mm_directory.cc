@@ -34,9 +34,9 @@ TableStatus MmDirectory::Create(const MmSpec& spec, MmId* id) {
   MmRecord* record = segment_.mm(slot);
   const uint32_t generation = NextGeneration(record->identity);
   record->length.Store(spec.length.value());
-  record->traits.Store(MmTraits{spec.frames, spec.share, static_cast<uint8_t>(top_level),
-                                AccessSet::All(), spec.owner_uid}
-                           .Pack());
+  record->traits.Store(
+      MmTraits{spec.frames, static_cast<uint8_t>(top_level), AccessSet::All(), spec.owner_uid}
+          .Pack());
   record->top.Store(nodes.Allocate(top_level, NodeKind::kTable).value());
   for (SharedWord* word : {&record->lists, &record->regions_pins, &record->mappers,
                            &record->small_pages, &record->huge_blocks, &record->in_flight}) {

@@ -21,6 +21,10 @@ constexpr SegmentConfig kTight{
 constexpr SegmentConfig kFewNodes{
     .max_guests = 4, .max_mms = 4, .max_regions = 20, .max_nodes = 6, .geometry = kSmallSpans};
 
+// Regions for the windows of four guests, but often not for the pieces that protections make.
+constexpr SegmentConfig kFewRegions{
+    .max_guests = 8, .max_mms = 4, .max_regions = 24, .max_nodes = 64, .geometry = kSmallSpans};
+
 SegmentConfig WithGeometry(SegmentConfig config, const Geometry& geometry) {
   config.geometry = geometry;
   return config;
@@ -53,6 +57,11 @@ TEST(ProgramTest, FaultsWithoutHugeLeaves) {
   RunSeeds(ProgramMix::kFaults, WithGeometry(kRoomy, kSmallSegments), 5000, 10);
 }
 TEST(ProgramTest, FaultsWithoutNodes) { RunSeeds(ProgramMix::kFaults, kFewNodes, 6000, 40); }
+
+TEST(ProgramTest, OptIn) {
+  RunSeeds(ProgramMix::kOptIn, WithGeometry(kRoomy, kSmallSpans), 7000, 30);
+}
+TEST(ProgramTest, OptInWithFewRegions) { RunSeeds(ProgramMix::kOptIn, kFewRegions, 8000, 40); }
 
 TEST(ProgramTest, GeneratedProgramsAreNotTrivial) {
   size_t commits = 0;

@@ -21,8 +21,21 @@ enum RegionFlags : uint32_t {
   kHintHuge = 2,   // MADV_HUGEPAGE
   kHintSmall = 4,  // MADV_NOHUGEPAGE
   kTracked = 8,    // registered for minor faults: every first access is seen, page by page
+  // What a region was mapped as; it stays so for life.
+  kSharedPt = 16,   // opt-in (MAP_SHARED_PT): a protect of one is one of all of the page
+  kDedicated = 32,  // with kSharedPt: the runtime refuses plain mprotect
+  kNeverWrite =
+      64,          // mapped from a descriptor that cannot be written: never writable for its guest
+  kPrivate = 128,  // MAP_PRIVATE, read-only
+  // With kSharedPt: a protect for all has set the access, so that who maps these pages later has it
+  // too. Without, each opt-in region has the access that it was mapped with.
+  kSettled = 256,
 };
-inline constexpr uint32_t kAllRegionFlags = kDontFork | kHintHuge | kHintSmall | kTracked;
+// Hints are about the memory, so that one opt-in region gives them for all.
+inline constexpr uint32_t kHintFlags = kHintHuge | kHintSmall;
+inline constexpr uint32_t kMappedAsFlags = kSharedPt | kDedicated | kNeverWrite | kPrivate;
+inline constexpr uint32_t kChangeableFlags = kDontFork | kHintFlags | kTracked;
+inline constexpr uint32_t kAllRegionFlags = kChangeableFlags | kMappedAsFlags | kSettled;
 
 struct Region {
   GuestAddr va{};
@@ -36,7 +49,25 @@ struct Region {
   FilePage file_end() const { return file_page + length; }
   FilePage PageAt(GuestAddr addr) const { return file_page + PagesBetween(va, PageFloor(addr)); }
   GuestAddr AddrOf(FilePage page) const { return va + (page - file_page); }
+  bool IsOptIn() const { return (flags & kSharedPt) != 0; }
+  // What the kernel's mapping of this guest is to allow.
+  AccessSet KernelAccess() const {
+    return (flags & kNeverWrite) == 0 ? access
+                                      : access & (AccessSet(Access::kRead) | Access::kExec);
+  }
   friend bool operator==(const Region&, const Region&) = default;
+};
+
+constexpr ShareMode ShareModeOf(uint32_t region_flags) {
+  if ((region_flags & kSharedPt) == 0) return ShareMode::kUnshare;
+  return (region_flags & kDedicated) == 0 ? ShareMode::kSharedPt : ShareMode::kDedicated;
+}
+inline ShareMode ShareModeOf(const Region& region) { return ShareModeOf(region.flags); }
+
+// Addresses [start, end) of one guest.
+struct AddrRange {
+  GuestAddr start{};
+  GuestAddr end{};
 };
 
 struct RegionSpec {
@@ -51,7 +82,6 @@ struct RegionSpec {
 struct MmSpec {
   PageCount length{};
   FrameKind frames = FrameKind::kHuge;
-  ShareMode share = ShareMode::kUnshare;
   uint32_t owner_uid = 0;
   char name[32] = {};  // for people; cut to 31 bytes, need not be unique
 };
@@ -60,7 +90,6 @@ struct MmInfo {
   MmId id{};
   PageCount length{};
   FrameKind frames = FrameKind::kHuge;
-  ShareMode share = ShareMode::kUnshare;
   uint32_t owner_uid = 0;
   char name[32] = {};
   PageCount small_pages{};   // entries present at pte level

@@ -32,6 +32,17 @@ struct RegionAttributes {
   AccessSet mapped_access;
   uint32_t flags = 0;
 
+  // Of one region made of two: settled only if both were. What has been set back to what is mapped
+  // beside it is as if it had never been set, so that changes of single pages leave no pieces.
+  RegionAttributes MergedWith(const RegionAttributes& other) const {
+    return {access, mapped_access, flags & (other.flags | ~uint32_t{kSettled})};
+  }
+  // Whether neighbours with these are one region.
+  bool ContinuesAs(const RegionAttributes& next) const {
+    return access == next.access && mapped_access == next.mapped_access &&
+           ((flags ^ next.flags) & ~uint32_t{kSettled}) == 0;
+  }
+
   static RegionAttributes Unpack(uint64_t word);
   uint64_t Pack() const;
   friend bool operator==(const RegionAttributes&, const RegionAttributes&) = default;

@@ -3,8 +3,8 @@
 //
 // Memory:  the list runs through the region records; nothing is allocated.
 // Units:   BlockIndex and FilePage of the file.
-// Threads: ForEachMapper reads and may run anywhere on any bytes; Link and Unlink are the writer's.
-// Errors:  none; a damaged list ends the visit.
+// Threads: ForEachMapper and ForEachSharer read and may run anywhere on any bytes; Link and Unlink
+// are the writer's. Errors:  none; a damaged list ends the visit.
 
 #ifndef HOSTMM_VMM_RMAP_H_
 #define HOSTMM_VMM_RMAP_H_
@@ -35,6 +35,25 @@ void ForEachRegionOfMm(const SegmentView& view, const MmRecord& mm, Fn fn) {
   }
 }
 
+inline GuestId GuestOf(const RegionRecord& record) {
+  const uint64_t guest = record.guest.Load();
+  return {static_cast<uint32_t>(guest), static_cast<uint32_t>(guest >> 32)};
+}
+
+// `fn(GuestId, const Region&)` for each opt-in region that maps a page of [first, first + count).
+template <class Fn>
+void ForEachSharer(const SegmentView& view, MmId id, FilePage first, PageCount count, Fn fn) {
+  const MmRecord* mm = view.Find(id);
+  if (mm == nullptr) return;
+  ForEachRegionOfMm(view, *mm, [&](RecordIndex, const RegionRecord& record) {
+    const Region region = LoadRegion(record);
+    if (!region.IsOptIn() || region.file_page >= first + count || region.file_end() <= first) {
+      return;
+    }
+    fn(GuestOf(record), region);
+  });
+}
+
 // `fn(GuestId, const Region&, Writable)` for each region that maps a page of the block.
 template <class Fn>
 void ForEachMapper(const SegmentView& view, MmId id, BlockIndex block, Fn fn) {
@@ -43,9 +62,8 @@ void ForEachMapper(const SegmentView& view, MmId id, BlockIndex block, Fn fn) {
   ForEachRegionOfMm(view, *mm, [&](RecordIndex, const RegionRecord& record) {
     const Region region = LoadRegion(record);
     if (region.file_page >= EndPageOf(block) || region.file_end() <= FirstPageOf(block)) return;
-    const uint64_t guest = record.guest.Load();
-    fn(GuestId{static_cast<uint32_t>(guest), static_cast<uint32_t>(guest >> 32)}, region,
-       region.access.Contains(Access::kWrite) ? Writable::kYes : Writable::kNo);
+    fn(GuestOf(record), region,
+       region.KernelAccess().Contains(Access::kWrite) ? Writable::kYes : Writable::kNo);
   });
 }
 

@@ -15,12 +15,15 @@ std::string Text(const Parts&... parts) {
 
 bool Continues(const ModelMapping& a, const ModelMapping& b) {
   return a.mm == b.mm && a.file_page + 1 == b.file_page && a.access == b.access &&
-         a.mapped_access == b.mapped_access && a.flags == b.flags;
+         a.mapped_access == b.mapped_access &&
+         ((a.flags ^ b.flags) & ~uint32_t{kSettled}) == 0;
 }
 
 bool IsPresent(const ModelEntry& entry) {
   return entry.state == PageState::kPresentSmall || entry.state == PageState::kPresentHuge;
 }
+
+bool IsOptIn(const ModelMapping& mapping) { return (mapping.flags & kSharedPt) != 0; }
 
 ModelEntry InFlight(const ModelEntry& old, bool huge) {
   return {PageState::kInFlight, IsPresent(old), huge};
@@ -40,11 +43,74 @@ bool TableModel::IsFree(size_t guest, uint64_t va, uint64_t pages) const {
   return it == guests[guest].pages.end() || it->first >= va + pages;
 }
 
-void TableModel::Map(size_t guest, size_t mm, uint64_t va, uint64_t file_page, uint64_t pages,
-                     AccessSet access, uint32_t flags) {
-  for (uint64_t i = 0; i < pages; ++i) {
-    guests[guest].pages[va + i] = {mm, file_page + i, access, access, flags};
+TableModel::Places TableModel::OptInPlaces(size_t guest, uint64_t va, uint64_t pages) const {
+  const auto& map = guests[guest].pages;
+  Places places;
+  for (auto it = map.lower_bound(va); it != map.end() && it->first < va + pages; ++it) {
+    if (!IsOptIn(it->second)) continue;
+    std::vector<bool>& of_mm = places[it->second.mm];
+    if (of_mm.size() <= it->second.file_page) of_mm.resize(it->second.file_page + 1);
+    of_mm[it->second.file_page] = true;
   }
+  return places;
+}
+
+template <class Fn>
+void TableModel::ForEachOptIn(const Places& places, Fn fn) {
+  if (places.empty()) return;
+  for (ModelGuest& guest : guests) {
+    for (auto& [page, mapping] : guest.pages) {
+      if (!IsOptIn(mapping)) continue;
+      const auto found = places.find(mapping.mm);
+      if (found == places.end() || mapping.file_page >= found->second.size()) continue;
+      if (found->second[mapping.file_page]) fn(mapping);
+    }
+  }
+}
+
+// Neighbours that have become one region are settled only if all of them were.
+void TableModel::MergeSettled() {
+  for (ModelGuest& guest : guests) {
+    for (auto begin = guest.pages.begin(); begin != guest.pages.end();) {
+      auto end = std::next(begin);
+      uint32_t settled = begin->second.flags & kSettled;
+      for (auto last = begin; end != guest.pages.end() && end->first == last->first + 1 &&
+                              Continues(last->second, end->second);
+           last = end++) {
+        settled &= end->second.flags;
+      }
+      for (; begin != end; ++begin) {
+        begin->second.flags = (begin->second.flags & ~kSettled) | settled;
+      }
+    }
+  }
+}
+
+void TableModel::Map(size_t guest, uint64_t va, uint64_t pages, const ModelMapping& first) {
+  Places places;
+  if (IsOptIn(first)) {
+    std::vector<bool>& of_mm = places[first.mm];
+    of_mm.resize(first.file_page + pages);
+    std::fill(of_mm.begin() + first.file_page, of_mm.end(), true);
+  }
+  std::map<uint64_t, AccessSet> access_there;
+  ForEachOptIn(places, [&](const ModelMapping& mapping) {
+    if ((mapping.flags & kSettled) == 0) return;
+    access_there[mapping.file_page] = mapping.access;
+  });
+  for (uint64_t i = 0; i < pages; ++i) {
+    ModelMapping mapping = first;
+    mapping.file_page += i;
+    const auto there = access_there.find(mapping.file_page);
+    mapping.flags &= ~kSettled;
+    if (there != access_there.end()) {
+      mapping.access = there->second;
+      mapping.flags |= kSettled;
+    }
+    if (IsOptIn(first)) mapping.mapped_access = mapping.access;
+    guests[guest].pages[va + i] = mapping;
+  }
+  MergeSettled();
 }
 
 void TableModel::Unmap(size_t guest, uint64_t va, uint64_t pages) {
@@ -54,28 +120,29 @@ void TableModel::Unmap(size_t guest, uint64_t va, uint64_t pages) {
 
 void TableModel::Protect(size_t guest, uint64_t va, uint64_t pages, AccessSet access) {
   auto& map = guests[guest].pages;
-  // File pages whose protection is everybody's.
-  std::map<std::pair<size_t, uint64_t>, bool> shared;
   for (auto it = map.lower_bound(va); it != map.end() && it->first < va + pages; ++it) {
-    if (mms[it->second.mm].spec.share == ShareMode::kUnshare) {
-      it->second.access = access;
-    } else {
-      shared[{it->second.mm, it->second.file_page}] = true;
-    }
+    if (!IsOptIn(it->second)) it->second.access = access;
   }
-  for (ModelGuest& other : guests) {
-    for (auto& [page, mapping] : other.pages) {
-      if (!shared.contains({mapping.mm, mapping.file_page})) continue;
-      mapping.access = mapping.mapped_access = access;
-    }
-  }
+  ForEachOptIn(OptInPlaces(guest, va, pages), [access](ModelMapping& mapping) {
+    mapping.access = mapping.mapped_access = access;
+    mapping.flags |= kSettled;
+  });
+  MergeSettled();
 }
 
 void TableModel::Flag(size_t guest, uint64_t va, uint64_t pages, uint32_t set, uint32_t clear) {
+  constexpr uint32_t kOwn = kDontFork | kTracked;
+  constexpr uint32_t kOfAll = kHintHuge | kHintSmall;
+  const auto change = [&](ModelMapping& mapping, uint32_t which) {
+    mapping.flags = (mapping.flags & ~(clear & which)) | (set & which);
+  };
   auto& map = guests[guest].pages;
   for (auto it = map.lower_bound(va); it != map.end() && it->first < va + pages; ++it) {
-    it->second.flags = (it->second.flags & ~clear) | set;
+    change(it->second, IsOptIn(it->second) ? kOwn : kOwn | kOfAll);
   }
+  ForEachOptIn(OptInPlaces(guest, va, pages),
+               [&](ModelMapping& mapping) { change(mapping, kOfAll); });
+  MergeSettled();
 }
 
 bool TableModel::CanMove(size_t guest, uint64_t from, uint64_t old_pages, uint64_t to,
@@ -103,15 +170,14 @@ void TableModel::Move(size_t guest, uint64_t from, uint64_t old_pages, uint64_t 
   if (from == to && new_pages <= old_pages) {
     return Unmap(guest, from + new_pages, old_pages - new_pages);
   }
-  auto& map = guests[guest].pages;
-  const ModelMapping first = map.at(from);
-  Unmap(guest, from, old_pages);
-  Unmap(guest, to, new_pages);
-  for (uint64_t i = 0; i < new_pages; ++i) {
-    ModelMapping mapping = first;
-    mapping.file_page += i;
-    map[to + i] = mapping;
+  ModelMapping first = guests[guest].pages.at(from);
+  if (from == to) {
+    first.file_page += old_pages;
+    return Map(guest, from + old_pages, new_pages - old_pages, first);
   }
+  Unmap(guest, to, new_pages);
+  Map(guest, to, new_pages, first);
+  Unmap(guest, from, old_pages);
 }
 
 void TableModel::Fork(size_t parent, GuestId child) {
@@ -240,10 +306,14 @@ std::optional<std::string> TableModel::Decided(size_t guest, const FaultEvent& e
   if (it == guests[guest].pages.end()) return denied(FaultCause::kNoRegion);
   const ModelMapping& mapping = it->second;
   ModelMm& mm = mms[mapping.mm];
-  if (mm.spec.frames == FrameKind::kAdopted) return denied(FaultCause::kAdoptedFile);
+  if (mm.spec.frames == FrameKind::kAdopted || mm.spec.frames == FrameKind::kForeign) {
+    return denied(FaultCause::kAdoptedFile);
+  }
   if (mapping.file_page >= mm.length) return denied(FaultCause::kBeyondFile);
   if (event.kind == FaultKind::kWriteProtect) {
-    if (!mapping.access.Contains(Access::kWrite)) return denied(FaultCause::kForbidden);
+    if (!mapping.access.Contains(Access::kWrite) || (mapping.flags & kNeverWrite) != 0) {
+      return denied(FaultCause::kForbidden);
+    }
     if (decision.action != FaultAction::kWake) return "should have woken";
     return std::nullopt;
   }

@@ -61,8 +61,8 @@ class TableModel {
   std::vector<ModelMm> mms;
 
   bool IsFree(size_t guest, uint64_t va, uint64_t pages) const;
-  void Map(size_t guest, size_t mm, uint64_t va, uint64_t file_page, uint64_t pages,
-           AccessSet access, uint32_t flags);
+  // An opt-in mapping gets the access that a protect for all has given to the page.
+  void Map(size_t guest, uint64_t va, uint64_t pages, const ModelMapping& first);
   void Unmap(size_t guest, uint64_t va, uint64_t pages);
   void Protect(size_t guest, uint64_t va, uint64_t pages, AccessSet access);
   void Flag(size_t guest, uint64_t va, uint64_t pages, uint32_t set, uint32_t clear);
@@ -88,6 +88,14 @@ class TableModel {
   std::optional<std::string> Compare(const HostTables& tables) const;
 
  private:
+  // Pages of files: for each mm, by file page.
+  using Places = std::map<size_t, std::vector<bool>>;
+  // What the guest has mapped opt-in in the range.
+  Places OptInPlaces(size_t guest, uint64_t va, uint64_t pages) const;
+  // Every opt-in mapping of those pages, of all guests.
+  template <class Fn>
+  void ForEachOptIn(const Places& places, Fn fn);
+  void MergeSettled();
   std::vector<Region> RegionsOf(const ModelGuest& guest) const;
   std::optional<std::string> CompareMm(const HostTables& tables, const ModelMm& mm) const;
   std::optional<std::string> DecidedMissing(ModelMm& mm, uint64_t page, const FaultEvent& event,

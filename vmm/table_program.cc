@@ -86,9 +86,7 @@ class Runner {
     guest.pages.clear();
   }
   void Do(const CreateMmOp& op) {
-    const MmSpec spec{.length = PageCount(op.pages),
-                      .frames = static_cast<FrameKind>(op.frames),
-                      .share = static_cast<ShareMode>(op.share)};
+    const MmSpec spec{.length = PageCount(op.pages), .frames = static_cast<FrameKind>(op.frames)};
     MmId id;
     const TableStatus status = tables_.CreateMm(spec, &id);
     ExpectOneOf(status, {TableStatus::kOk, TableStatus::kBadRange});
@@ -128,7 +126,12 @@ class Runner {
     }
     ExpectOneOf(status, {TableStatus::kOk});
     if (status != TableStatus::kOk) return;
-    model_.Map(guest, mm, op.va, op.file_page, op.pages, access, op.flags);
+    model_.Map(guest, op.va, op.pages,
+               {.mm = mm,
+                .file_page = op.file_page,
+                .access = access,
+                .mapped_access = access,
+                .flags = op.flags});
   }
   void Do(const UnmapOp& op) {
     if (!HasGuest()) return;
@@ -189,7 +192,8 @@ class Runner {
     if (!Expect(status, model_.mms[mm].alive, TableStatus::kNoSuchMm)) return;
     const uint64_t first = uint64_t{op.block} * kPagesPerBlock;
     const uint64_t end = first + kPagesPerBlock;
-    if (end > model_.mms[mm].length || !tables_.segment().geometry().HasHugeLeaf()) {
+    if (end > model_.mms[mm].length || model_.mms[mm].spec.frames == FrameKind::kForeign ||
+        !tables_.segment().geometry().HasHugeLeaf()) {
       return ExpectOneOf(status, {TableStatus::kBadRange});
     }
     if (model_.mms[mm].AnyInFlight(first, end)) return ExpectOneOf(status, {TableStatus::kBusy});
@@ -251,6 +255,7 @@ class Dice {
 
   MapOp Map() {
     last_map_ = {Name(), Name(), Page(), Page(), Pages(), Below(8), OneIn(3) ? Below(16) : 0};
+    if (OneIn(2)) last_map_.flags |= kSharedPt | (OneIn(4) ? Below(8) * kDedicated : 0);
     // Equal alignment more often than chance would have it: only that is shared.
     if (!OneIn(3)) last_map_.file_page = last_map_.va;
     return last_map_;
@@ -295,7 +300,7 @@ ProgramOp GenerateOp(Dice& dice) {
   if (kind < 8) return RemoveGuestOp{dice.Name()};
   if (kind < 11) {
     const uint32_t pages = std::max(1u, dice.Page());
-    return CreateMmOp{pages, dice.OneIn(8) ? 3 : dice.Below(3), dice.Below(3)};
+    return CreateMmOp{pages, dice.OneIn(8) ? 3 + dice.Below(2) : dice.Below(3)};
   }
   if (kind < 12) return PinOp{dice.Name()};
   if (kind < 13) return UnpinOp{dice.Name()};
@@ -307,7 +312,7 @@ ProgramOp GenerateOp(Dice& dice) {
   }
   if (kind < 33) {
     const UnmapOp range = dice.Range();
-    return FlagOp{range.guest, range.va, range.pages, dice.Below(16), dice.Below(16)};
+    return FlagOp{range.guest, range.va, range.pages, dice.Below(256), dice.Below(256)};
   }
   if (kind < 37) return dice.Move();
   if (kind < 40) return PunchOp{dice.Name(), dice.Page(), dice.Pages()};
@@ -320,7 +325,7 @@ ProgramOp GenerateOp(Dice& dice) {
 constexpr uint32_t kFaultPages = 6 * kPagesPerBlock + 100;
 
 Program FaultProgramStart(Dice& dice) {
-  return {AddGuestOp{}, CreateMmOp{kFaultPages, dice.Below(3), 0},
+  return {AddGuestOp{}, CreateMmOp{kFaultPages, dice.Below(3)},
           MapOp{0, 0, 0, 0, kFaultPages, 3, dice.OneIn(3) ? dice.Below(16) : 0}};
 }
 
@@ -340,6 +345,45 @@ ProgramOp GenerateFaultOp(Dice& dice) {
   return CommitOp{dice.YoungName(), dice.OneIn(6) ? dice.Below(4) : 0, dice.OneIn(4)};
 }
 
+constexpr uint32_t kOptInGuests = 4;
+constexpr uint32_t kOptInPages = 10 * kPagesPerBlock;
+
+Program OptInProgramStart() {
+  Program program = {CreateMmOp{kOptInPages, 0}, PinOp{0}};
+  for (uint32_t i = 0; i < kOptInGuests; ++i) program.push_back(AddGuestOp{});
+  return program;
+}
+
+// A guest has two places for windows, at which the file lies as it is; ranges are about a tenth of
+// the file, so that they often meet in part.
+ProgramOp GenerateOptInOp(Dice& dice) {
+  constexpr uint32_t kSecondPlace = 2 * kOptInPages;
+  const uint32_t guest = dice.Below(kOptInGuests + 2);
+  const uint32_t page = dice.OneIn(2) ? dice.Below(kOptInPages) : dice.Below(10) * kPagesPerBlock;
+  const uint32_t pages = 1 + dice.Below(dice.OneIn(3) ? 3 * kPagesPerBlock : kPagesPerBlock);
+  const uint32_t va = page + (dice.OneIn(3) ? kSecondPlace : 0);
+  const uint32_t kind = dice.Below(100);
+  if (kind < 2) return AddGuestOp{};
+  if (kind < 5) return ForkOp{guest};
+  if (kind < 7) return RemoveGuestOp{guest};
+  if (kind < 40) {
+    const uint32_t flags =
+        (dice.OneIn(6) ? 0u : uint32_t{kSharedPt}) | (dice.OneIn(8) ? dice.Below(256) : 0);
+    return MapOp{guest, 0, va, page, pages, dice.Below(4), flags};
+  }
+  if (kind < 50) return UnmapOp{guest, va, pages};
+  if (kind < 75) return ProtectOp{guest, va, pages, dice.Below(4)};
+  if (kind < 82) return FlagOp{guest, va, pages, dice.Below(256), dice.Below(256)};
+  if (kind < 92) {
+    const uint32_t to = dice.OneIn(2) ? va : page + dice.Below(2) * kSecondPlace + dice.Below(3);
+    // 0: a second window; 1: what stands there is often longer.
+    const uint32_t old_pages = dice.OneIn(4) ? dice.Below(2) : pages;
+    return MoveOp{guest, va, old_pages, to, 1 + dice.Below(2 * kPagesPerBlock)};
+  }
+  if (kind < 96) return FaultOp{guest, va, dice.Below(2), 0, 0};
+  return CommitOp{0, 0, 0};
+}
+
 // Members in order, as an initializer list takes them.
 std::string Braces(std::initializer_list<uint32_t> values) {
   std::string text = "{";
@@ -356,7 +400,7 @@ struct OpPrinter {
     return "RemoveGuestOp" + Braces({op.guest});
   }
   std::string operator()(const CreateMmOp& op) const {
-    return "CreateMmOp" + Braces({op.pages, op.frames, op.share});
+    return "CreateMmOp" + Braces({op.pages, op.frames});
   }
   std::string operator()(const PinOp& op) const { return "PinOp" + Braces({op.mm}); }
   std::string operator()(const UnpinOp& op) const { return "UnpinOp" + Braces({op.mm}); }
@@ -394,10 +438,15 @@ struct OpPrinter {
 Program GenerateProgram(ProgramMix mix, uint64_t seed, size_t operations) {
   Dice dice(seed);
   Program program;
-  if (mix == ProgramMix::kFaults) program = FaultProgramStart(dice);
-  while (program.size() < operations) {
-    program.push_back(mix == ProgramMix::kFaults ? GenerateFaultOp(dice) : GenerateOp(dice));
+  ProgramOp (*generate)(Dice&) = GenerateOp;
+  if (mix == ProgramMix::kFaults) {
+    program = FaultProgramStart(dice);
+    generate = GenerateFaultOp;
+  } else if (mix == ProgramMix::kOptIn) {
+    program = OptInProgramStart();
+    generate = GenerateOptInOp;
   }
+  while (program.size() < operations) program.push_back(generate(dice));
   return program;
 }
 

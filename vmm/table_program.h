@@ -28,7 +28,7 @@ struct RemoveGuestOp {
   uint32_t guest;
 };
 struct CreateMmOp {
-  uint32_t pages, frames, share;
+  uint32_t pages, frames;
 };
 struct PinOp {
   uint32_t mm;
@@ -70,8 +70,9 @@ using ProgramOp =
                  ProtectOp, FlagOp, MoveOp, PunchOp, CollapseOp, FaultOp, CommitOp>;
 using Program = std::vector<ProgramOp>;
 
-// kFaults: one file that is mapped from the start, and little else than faults in it.
-enum class ProgramMix : uint8_t { kEverything, kFaults };
+// kFaults: one file that is mapped from the start, and little else than faults in it. kOptIn: a few
+// guests that map parts of one file, mostly opt-in, and change their protection.
+enum class ProgramMix : uint8_t { kEverything, kFaults, kOptIn };
 
 Program GenerateProgram(ProgramMix mix, uint64_t seed, size_t operations);
 std::string ToCpp(const Program& program);

@@ -77,6 +77,12 @@ class TableReader {
   void ForEachMapper(MmId mm, BlockIndex block, Fn fn) const {
     hostmm::ForEachMapper(view_, mm, block, fn);
   }
+  // `fn(GuestId, const Region&)` for every opt-in region (MAP_SHARED_PT) that maps a page of
+  // [first, first + count): those that a change of its protection concerns.
+  template <class Fn>
+  void ForEachSharer(MmId mm, FilePage first, PageCount count, Fn fn) const {
+    hostmm::ForEachSharer(view_, mm, first, count, fn);
+  }
   std::optional<Region> FindRegion(GuestId guest, GuestAddr addr) const;
   std::optional<GuestInfo> Info(GuestId guest) const;
   std::optional<MmInfo> Info(MmId mm) const;

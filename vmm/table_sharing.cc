@@ -27,20 +27,38 @@ class SpanRule {
     entries_ = TopEntries(geometry_, length_, level);
   }
 
+  // The guest's regions of the file, by address.
   void Apply(const Region& region, AccessSet mapped_access) {
     // A damaged region may overflow; FitsInFile holds for every region that was accepted.
     if (!FitsInFile(region.file_page, region.length)) return;
     if (region.access != mapped_access) Set(Touched(region), &changed_);
-    if (CanShare(region)) Set(Covered(region), &covered_);
+    if (Continues(region)) {
+      window_.length = window_.length + region.length;
+      return;
+    }
+    EndWindow();
+    window_ = region;
   }
-  SpanSet Result() const { return covered_ & ~changed_; }
+  SpanSet Result() {
+    EndWindow();
+    return covered_ & ~changed_;
+  }
 
  private:
-  bool CanShare(const Region& region) const {
+  bool Continues(const Region& region) const {
+    return window_.length.value() != 0 && window_.end() == region.va &&
+           window_.file_end() == region.file_page && window_.IsOptIn() == region.IsOptIn();
+  }
+  void EndWindow() {
+    if (CanShare(window_)) Set(Covered(window_), &covered_);
+    window_ = {};
+  }
+  bool CanShare(const Region& window) const {
+    const uint64_t min_blocks = window.IsOptIn() ? 1 : kMinSharedBlocks;
     const uint64_t unit_bytes = BytesOf(geometry_.ShareUnit());
-    const uint64_t offset = region.file_page.value() << kPageShift;
-    return region.length.value() >= kMinSharedBlocks * kPagesPerBlock &&
-           (region.va.value() - offset) % unit_bytes == 0;
+    const uint64_t offset = window.file_page.value() << kPageShift;
+    return window.length.value() >= min_blocks * kPagesPerBlock &&
+           (window.va.value() - offset) % unit_bytes == 0;
   }
   Spans Touched(const Region& region) const {
     return {region.file_page.value() >> shift_, ((region.file_end().value() - 1) >> shift_) + 1};
@@ -62,6 +80,7 @@ class SpanRule {
   PageCount length_;
   int shift_;
   uint64_t entries_;
+  Region window_;  // met so far; no length: none
   SpanSet covered_;
   SpanSet changed_;
 };
@@ -100,6 +119,7 @@ SpanSet SharableSpans(const SegmentView& view, GuestId guest, MmId mm) {
   const GuestRecord* guest_record = view.Find(guest);
   const MmRecord* mm_record = view.Find(mm);
   if (guest_record == nullptr || mm_record == nullptr) return {};
+  if (MmTraits::Load(*mm_record).frames == FrameKind::kForeign) return {};
   SpanRule rule(view, *mm_record);
   ForEachRegionRecord(view, *guest_record, [&](const RegionRecord& record) {
     const Region region = LoadRegion(record);

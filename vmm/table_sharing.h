@@ -1,11 +1,15 @@
 // Which shared tables a guest's private top names: the rule, and the upkeep of use counts.
 //
 // Rule:    a guest shares the table of a span (what one entry of the top covers, 1 GiB on x86-64)
-//          if both hold:
-//            - one of its regions of the file can share: at least kMinSharedBlocks long, address
-//              and file offset equal modulo Geometry::ShareUnit(), and at least one whole unit of
-//              the span inside it (the file's end counts as a unit's end);
-//            - no region of the guest in the span has another access than it was mapped with.
+//          if the file is not kForeign and both hold:
+//            - one of its windows of the file can share: at least kMinSharedBlocks long (opt-in:
+//            one
+//              block), address and file offset equal modulo Geometry::ShareUnit(), and at least one
+//              whole unit of the span inside it (the file's end counts as a unit's end). A window
+//              is a run of regions that continue each other, all opt-in or all not, whatever
+//              their access and hints;
+//            - no region of the guest in the span has another access than it was mapped with. The
+//              access of an opt-in region never has: it is everybody's, and so is the table.
 //          The rule depends on the regions alone, so that it can be checked at any time; an entry
 //          of a private top is the canonical entry where the rule holds, and empty elsewhere. A
 //          guest without an entry reads through the canonical top. What a guest may do with a page

@@ -38,11 +38,9 @@ class TestSegment {
     if (tables.AddGuest(1, 0, &id) != TableStatus::kOk) std::abort();
     return id;
   }
-  MmId AddMm(PageCount length, FrameKind frames = FrameKind::kHuge,
-             ShareMode share = ShareMode::kUnshare) {
+  MmId AddMm(PageCount length, FrameKind frames = FrameKind::kHuge) {
     MmId id;
-    if (tables.CreateMm({.length = length, .frames = frames, .share = share}, &id) !=
-        TableStatus::kOk) {
+    if (tables.CreateMm({.length = length, .frames = frames}, &id) != TableStatus::kOk) {
       std::abort();
     }
     return id;

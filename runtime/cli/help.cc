@@ -54,6 +54,10 @@ A socket that a dead pager has left is replaced.
   --frames=FRAMES    auto (default) | huge | hugetlb | base
   --pt-budget=SIZE   with --frames=base: page tables that a process may have for its regions
   --strict           refuse to start in native mode or on weaker frames
+  --until-last-guest end with the last process that it serves, or if none comes within 10 s; remove
+                     PATH, and its folder if that is empty and named hostmm-*
+  --ready-fd N       in the background: no terminal, no standard files; says on descriptor N that it
+                     serves, or why it cannot
 )";
 
 constexpr char kDoctor[] =
@@ -68,7 +72,7 @@ constexpr char kStats[] =
     R"(hostmm stats [--json] [--pager SOCKET]
 
 What the pager at SOCKET ($HOSTMM_SOCKET by default) manages: guests, regions, frames by size, page
-tables, faults by cause. "Up to": what 4 KiB mappings of all that is populated would need in all
+tables, faults by cause, operations on opt-in memory. "Up to": what 4 KiB mappings of all that is populated would need in all
 guests, less what the guests' page tables (VmPTE) really take.
 )";
 
@@ -78,7 +82,9 @@ constexpr char kDump[] =
 A line per guest and one per region, in the form of /proc/PID/maps:
   guest SLOT.GENERATION pid PID uid UID regions N page-tables N kB
   START-END rwxs OFFSET FILE:FRAMES NAME
-The fourth letter: s transparent, S MAP_SHARED_PT, D dedicated.
+The fourth letter: - did not opt in, s MAP_SHARED_PT, d dedicated, p private (read-only). FRAMES:
+huge, hugetlb, base; adopted: a file of the program's own in memory; foreign: a file on a disk, whose
+tables are not shared. NAME: of a named region its name, else the program that made the file.
 )";
 
 constexpr char kCheck[] =

@@ -47,27 +47,32 @@ std::string GuestLine(const GuestRow& guest) {
   return line + "\n";
 }
 
-char ShareLetter(ShareMode share) {
-  switch (share) {
+char ShareLetter(const Region& region) {
+  if ((region.flags & kPrivate) != 0) return 'p';
+  switch (ShareModeOf(region)) {
     case ShareMode::kUnshare:
-      return 's';
+      return '-';
     case ShareMode::kSharedPt:
-      return 'S';
+      return 's';
     case ShareMode::kDedicated:
-      return 'D';
+      return 'd';
   }
   return '?';
 }
 
 std::string RegionLine(const Region& region, const MmInfo* mm) {
   const AccessSet access = region.access;
-  std::string line = Format(
-      "%" PRIx64 "-%" PRIx64 " %c%c%c%c %08" PRIx64 " %u.%u:", region.va.value(),
-      region.end().value(), access.Contains(Access::kRead) ? 'r' : '-',
-      access.Contains(Access::kWrite) ? 'w' : '-', access.Contains(Access::kExec) ? 'x' : '-',
-      mm == nullptr ? '?' : ShareLetter(mm->share), region.file_page.value() << kPageShift,
-      region.mm.slot, region.mm.generation);
+  std::string line =
+      Format("%" PRIx64 "-%" PRIx64 " %c%c%c%c %08" PRIx64 " %u.%u:", region.va.value(),
+             region.end().value(), access.Contains(Access::kRead) ? 'r' : '-',
+             access.Contains(Access::kWrite) ? 'w' : '-',
+             access.Contains(Access::kExec) ? 'x' : '-', ShareLetter(region),
+             region.file_page.value() << kPageShift, region.mm.slot, region.mm.generation);
   line += mm == nullptr ? "?" : std::string(NameOf(mm->frames)) + " " + NameOf(*mm);
+  if (mm != nullptr && mm->frames == FrameKind::kForeign) {
+    line += " [tables not shared: the file is on a disk, its pages are the kernel's]";
+  }
+  if ((region.flags & kNeverWrite) != 0) line += " [opened read-only]";
   if ((region.flags & kDontFork) != 0) line += " [dontfork]";
   if ((region.flags & kTracked) != 0) line += " [tracked]";
   return line + "\n";
@@ -88,6 +93,23 @@ std::string FaultLines(const FaultStats& faults) {
   }
   return text + Format("\nwaiting      %" PRIu64 " entries in flight, %" PRIu64 " faults\n",
                        faults.in_flight_entries, faults.outstanding_faults);
+}
+
+// Empty while nothing has been shared so.
+std::string OptInLine(const OptInCounts& counts) {
+  if (counts.operations == 0 && counts.votes == 0) return "";
+  return Format("opt-in       %" PRIu64 " operations for all, %" PRIu64 " guests woken, %" PRIu64
+                " timed out, %" PRIu64 " votes\n",
+                counts.operations, counts.woken, counts.timed_out, counts.votes);
+}
+
+JsonObject OptInJson(const OptInCounts& counts) {
+  JsonObject object;
+  object.Add("operations", counts.operations);
+  object.Add("woken", counts.woken);
+  object.Add("timed_out", counts.timed_out);
+  object.Add("votes", counts.votes);
+  return object;
 }
 
 JsonObject FaultsJson(const FaultStats& faults) {
@@ -180,6 +202,7 @@ std::string StatsText(const Snapshot& snapshot, const std::string& pager) {
   text += Format("host mm      %u tables, %.1f MiB\n", snapshot.pools.nodes,
                  MiB(snapshot.pools.table_bytes));
   text += FaultLines(snapshot.faults);
+  text += OptInLine(snapshot.opt_in);
   for (const MmInfo& mm : snapshot.mms) {
     text += Format("file %u.%u     %.1f of %.1f MiB, %s, %u guests, %s\n", mm.id.slot,
                    mm.id.generation, MiB(PopulatedBytesOf(mm)), MiB(BytesOf(mm.length)),
@@ -213,6 +236,7 @@ std::string StatsJson(const Snapshot& snapshot, const std::string& pager) {
   report.Add("page_tables", tables);
   report.Add("host_mm", host_mm);
   report.Add("faults", FaultsJson(snapshot.faults));
+  report.Add("opt_in", OptInJson(snapshot.opt_in));
   report.Add("guests", guests);
   report.Add("files", mms);
   return report.text() + "\n";
@@ -232,7 +256,8 @@ int RunInspect(const InspectOptions& options) {
   if (const Failure* failure = FailureOf(opened)) return Report(*failure);
   const TableReader& reader = std::get<OpenSegment>(opened).reader;
   if (options.question == Question::kCheck) return RunCheck(reader, options.socket_path);
-  const Snapshot snapshot = TakeSnapshot(reader, PageTableBytesOf);
+  Snapshot snapshot = TakeSnapshot(reader, PageTableBytesOf);
+  snapshot.opt_in = std::get<OpenSegment>(opened).opt_in;
   std::string text;
   if (options.question == Question::kDump) {
     text = DumpText(snapshot);

@@ -32,16 +32,16 @@ class InspectTest : public ::testing::Test {
     writable_ =
         Mapping(mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, file_.get(), 0), bytes);
     ASSERT_TRUE(writable_.ok());
-    HostTables tables = HostTables::Format(writable_.bytes(), config);
+    tables_ = HostTables::Format(writable_.bytes(), config);
     MmSpec spec;
     spec.length = PagesFloor(uint64_t{16} << 20);
     std::strcpy(spec.name, "bad\nname");
     MmId mm;
-    ASSERT_EQ(tables.CreateMm(spec, &mm), TableStatus::kOk);
-    AddGuest(&tables, 1001, mm, AccessSet::ReadWrite(), 0);
-    AddGuest(&tables, 1002, mm, Access::kRead, kDontFork);
-    ASSERT_EQ(tables.SetBlockCollapsed(mm, BlockIndex(1)), TableStatus::kOk);
-    ASSERT_EQ(tables.SetBlockCollapsed(mm, BlockIndex(2)), TableStatus::kOk);
+    ASSERT_EQ(tables_->CreateMm(spec, &mm), TableStatus::kOk);
+    AddGuest(&*tables_, 1001, mm, AccessSet::ReadWrite(), 0);
+    AddGuest(&*tables_, 1002, mm, Access::kRead, kDontFork);
+    ASSERT_EQ(tables_->SetBlockCollapsed(mm, BlockIndex(1)), TableStatus::kOk);
+    ASSERT_EQ(tables_->SetBlockCollapsed(mm, BlockIndex(2)), TableStatus::kOk);
   }
 
   static void AddGuest(HostTables* tables, int32_t pid, MmId mm, AccessSet access, uint32_t flags) {
@@ -72,6 +72,7 @@ class InspectTest : public ::testing::Test {
 
   UniqueFd file_;
   Mapping writable_;
+  std::optional<HostTables> tables_;
 };
 
 TEST_F(InspectTest, SnapshotHasEverything) {
@@ -89,9 +90,9 @@ TEST_F(InspectTest, SnapshotHasEverything) {
 TEST_F(InspectTest, DumpLooksLikeProcMaps) {
   EXPECT_EQ(DumpText(Take()),
             "guest 1.1 pid 1001 uid 7 regions 1 page-tables 4 kB\n"
-            "7f00000000-7f01000000 rw-s 00000000 1.1:huge bad?name\n"
+            "7f00000000-7f01000000 rw-- 00000000 1.1:huge bad?name\n"
             "guest 2.1 pid 1002 uid 7 regions 1\n"
-            "7f00000000-7f01000000 r--s 00000000 1.1:huge bad?name [dontfork]\n");
+            "7f00000000-7f01000000 r--- 00000000 1.1:huge bad?name [dontfork]\n");
 }
 
 TEST_F(InspectTest, StatsTextNamesTheEstimateAsOne) {

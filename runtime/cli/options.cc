@@ -159,6 +159,17 @@ OptionRule ModeRule(mode_t* mode) {
           }};
 }
 
+OptionRule DescriptorRule(std::string_view name, int* fd) {
+  return {name, OptionRule::Takes::kValue, [fd](std::string_view value) -> std::string {
+            const char* end = value.data() + value.size();
+            const auto [stop, error] = std::from_chars(value.data(), end, *fd);
+            if (error != std::errc() || stop != end || *fd <= 2) {
+              return Quoted(value) + " is no descriptor above standard error";
+            }
+            return "";
+          }};
+}
+
 std::optional<Failure> CheckBudgetNeedsBase(uint64_t budget, FramesChoice frames,
                                             std::string_view topic) {
   if (budget == 0 || frames == FramesChoice::kBase) return std::nullopt;
@@ -213,11 +224,16 @@ Result ParseService(std::span<const std::string> args) {
       FramesRule(&service.frames),
       BudgetRule(&service.pt_budget_bytes),
       FlagRule("--strict", &service.strictness, Strictness::kStrict),
+      FlagRule("--until-last-guest", &service.lifetime, PagerOptions::Lifetime::kUntilLastGuest),
+      DescriptorRule("--ready-fd", &service.ready_fd),
   };
   const ParsedWords words = ApplyRules(args, rules, "pager");
   if (auto result = RejectRest(words, "pager")) return *result;
   if (service.socket_path.empty()) return Usage("pager", "--socket PATH is missing", "pager");
   if (auto failure = CheckSocketPathLength(service.socket_path)) return *failure;
+  if (service.ready_fd >= 0 && service.socket_path.front() != '/') {
+    return Usage("--ready-fd", "wants a --socket with an absolute path", "pager");
+  }
   if (auto failure = CheckBudgetNeedsBase(service.pt_budget_bytes, service.frames, "pager")) {
     return *failure;
   }

@@ -48,6 +48,8 @@ struct ServiceOptions {  // hostmm pager
   FramesChoice frames = FramesChoice::kAuto;
   uint64_t pt_budget_bytes = 0;
   Strictness strictness = Strictness::kFailOpen;
+  PagerOptions::Lifetime lifetime = PagerOptions::Lifetime::kService;
+  int ready_fd = -1;  // not -1: in the background
 };
 
 struct DoctorOptions {

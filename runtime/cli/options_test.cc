@@ -134,6 +134,9 @@ TEST(OptionsTest, EveryBadLineNamesWhatIsWrong) {
       {{"pager", "--socket=/run/x", "--mode=rw"}, "no octal mode"},
       {{"pager", "--socket=/run/x", "--mode=888"}, "no octal mode"},
       {{"pager", "--socket=/run/x", "--mode=1777"}, "no octal mode"},
+      {{"pager", "--socket=/run/x", "--ready-fd=2"}, "no descriptor above"},
+      {{"pager", "--socket=/run/x", "--ready-fd=5x"}, "no descriptor above"},
+      {{"pager", "--socket=x", "--ready-fd=5"}, "an absolute path"},
       {{"doctor", "--yaml"}, "--yaml: unknown option"},
       {{"doctor", "who"}, "who: unexpected word"},
       {{"stats"}, "which pager?"},
@@ -146,6 +149,16 @@ TEST(OptionsTest, EveryBadLineNamesWhatIsWrong) {
     EXPECT_THAT(failure.text, HasSubstr(line.in_text));
     EXPECT_THAT(failure.text, HasSubstr("; see 'hostmm help"));
   }
+}
+
+TEST(OptionsTest, APagerOfAProgramsOwn) {
+  const auto service =
+      Parse<ServiceOptions>({"pager", "--socket=/run/x", "--until-last-guest", "--ready-fd", "5"});
+  EXPECT_EQ(service.lifetime, PagerOptions::Lifetime::kUntilLastGuest);
+  EXPECT_EQ(service.ready_fd, 5);
+  const auto plain = Parse<ServiceOptions>({"pager", "--socket=/run/x"});
+  EXPECT_EQ(plain.lifetime, PagerOptions::Lifetime::kService);
+  EXPECT_EQ(plain.ready_fd, -1);
 }
 
 TEST(OptionsTest, SocketPathsThatDoNotFitAreRefusedEverywhere) {

@@ -120,19 +120,23 @@ void SetPagerSignals() {
 
 [[noreturn]] void BecomePager(const PagerFunction& pager, const PagerOptions& options,
                               const RuntimeDir& directory) {
-  SetPagerSignals();
-  setsid();
-  RedirectStandardFiles();
-  CloseAllBut({options.listen_fd, options.life_fd, options.ready_fd, options.report_fd});
-  // Not the working directory of a user who may want to unmount it.
-  [[maybe_unused]] const int changed = chdir("/");
-  prctl(PR_SET_NAME, "hostmm-pager");
+  EnterBackground({options.listen_fd, options.life_fd, options.ready_fd, options.report_fd});
   const int status = pager(options);
   directory.Remove();
   _exit(status);
 }
 
 }  // namespace
+
+void EnterBackground(const std::vector<int>& keep) {
+  SetPagerSignals();
+  setsid();
+  RedirectStandardFiles();
+  CloseAllBut(keep);
+  // Not the working directory of a user who may want to unmount it.
+  [[maybe_unused]] const int changed = chdir("/");
+  prctl(PR_SET_NAME, "hostmm-pager");
+}
 
 std::string FormatReadyLine(std::string_view line) {
   constexpr std::string_view kWhy = " why=";

@@ -44,6 +44,10 @@ using PagerFunction = std::function<int(const PagerOptions&)>;
 // "(TEXT)" at the end, or without it if there is no TEXT.
 std::string FormatReadyLine(std::string_view line);
 
+// Makes the calling process, of one thread, one in the background: its own session, no terminal,
+// standard files on /dev/null, nothing open but `keep`, signals as a pager has them.
+void EnterBackground(const std::vector<int>& keep);
+
 class PagerProcess {
  public:
   struct Settings {

@@ -84,13 +84,13 @@ OrFailure<PreloadLibrary> Examine(const std::string& path) {
 }  // namespace
 
 OrFailure<PreloadLibrary> FindPreloadLibraryFrom(const std::string& binary_directory) {
-  for (const std::string_view folder : {"", "../lib/hostmm/"}) {
+  for (const std::string_view folder : {"", "../lib/", "../lib/hostmm/"}) {
     const std::string path =
         RealPath(binary_directory + "/" + std::string(folder) + kPreloadFileName);
     if (!path.empty()) return Examine(path);
   }
   return NoPreload(kPreloadFileName,
-                   "found neither in " + binary_directory + " nor in ../lib/hostmm of it",
+                   "found neither in " + binary_directory + " nor in ../lib of it",
                    "build it with tools/build, or install it beside hostmm");
 }
 

@@ -1,6 +1,6 @@
 // The preload library on disk: where it is, which version it is of, who can load it.
 //
-// Searched for: beside the running binary, then in ../lib/hostmm of it (an installed tree).
+// Searched for: beside the running binary, then in ../lib (tools/install) and ../lib/hostmm of it.
 // Errors:       kNoPreload, kVersionMismatch; the file is only read, never loaded, here.
 #ifndef HOSTMM_RUNTIME_CLI_PRELOAD_LIBRARY_H_
 #define HOSTMM_RUNTIME_CLI_PRELOAD_LIBRARY_H_

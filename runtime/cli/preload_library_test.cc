@@ -26,13 +26,15 @@ TEST(PreloadLibraryTest, IsFoundBesideTheBinary) {
 }
 
 TEST(PreloadLibraryTest, IsFoundInAnInstalledTree) {
-  const TestingDir dir;
-  fs::create_directories(dir.Under("lib/hostmm"));
-  fs::create_directory(dir.Under("bin"));
-  const std::string path = dir.Write(std::string("lib/hostmm/") + kPreloadFileName, kContent);
-  const auto found = FindPreloadLibraryFrom(dir.Under("bin"));
-  ASSERT_EQ(FailureOf(found), nullptr);
-  EXPECT_EQ(std::get<PreloadLibrary>(found).path, path);
+  for (const std::string folder : {"lib/", "lib/hostmm/"}) {
+    const TestingDir dir;
+    fs::create_directories(dir.Under(folder));
+    fs::create_directory(dir.Under("bin"));
+    const std::string path = dir.Write(folder + kPreloadFileName, kContent);
+    const auto found = FindPreloadLibraryFrom(dir.Under("bin"));
+    ASSERT_EQ(FailureOf(found), nullptr) << folder;
+    EXPECT_EQ(std::get<PreloadLibrary>(found).path, path);
+  }
 }
 
 TEST(PreloadLibraryTest, AbsentLibraryIsAFailureThatSaysWhere) {

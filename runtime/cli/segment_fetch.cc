@@ -32,7 +32,7 @@ Failure OtherBuild(const std::string& path, std::string_view how) {
                      kOneBuild);
 }
 
-OrFailure<UniqueFd> ReadAnswer(const UniqueFd& answers, const std::string& path) {
+OrFailure<FetchedSegment> ReadAnswer(const UniqueFd& answers, const std::string& path) {
   Packet packet;
   switch (ReceivePacket(answers.get(), &packet)) {
     case ReceiveResult::kPacket:
@@ -58,7 +58,10 @@ OrFailure<UniqueFd> ReadAnswer(const UniqueFd& answers, const std::string& path)
   if (packet.fd_count < 1 || !packet.fds[0].ok()) {
     return Broken(path, "its answer has no segment in it");
   }
-  return std::move(packet.fds[0]);
+  FetchedSegment fetched;
+  fetched.fd = std::move(packet.fds[0]);
+  fetched.opt_in = {message.va, message.length, message.offset, message.value[0]};
+  return fetched;
 }
 
 Failure AttachFailure(const std::string& name, AttachStatus status) {
@@ -76,7 +79,7 @@ Failure AttachFailure(const std::string& name, AttachStatus status) {
 
 }  // namespace
 
-OrFailure<UniqueFd> FetchSegment(const std::string& socket_path) {
+OrFailure<FetchedSegment> FetchSegment(const std::string& socket_path) {
   OrFailure<UniqueFd> connected = ConnectToPager(socket_path);
   if (const Failure* failure = FailureOf(connected)) return *failure;
   const UniqueFd& channel = std::get<UniqueFd>(connected);
@@ -118,9 +121,12 @@ OrFailure<OpenSegment> MapSegment(const UniqueFd& segment, const std::string& na
 }
 
 OrFailure<OpenSegment> OpenSegmentOf(const std::string& socket_path) {
-  OrFailure<UniqueFd> fetched = FetchSegment(socket_path);
+  OrFailure<FetchedSegment> fetched = FetchSegment(socket_path);
   if (const Failure* failure = FailureOf(fetched)) return *failure;
-  return MapSegment(std::get<UniqueFd>(fetched), socket_path);
+  const FetchedSegment& segment = std::get<FetchedSegment>(fetched);
+  OrFailure<OpenSegment> open = MapSegment(segment.fd, socket_path);
+  if (FailureOf(open) == nullptr) std::get<OpenSegment>(open).opt_in = segment.opt_in;
+  return open;
 }
 
 }  // namespace hostmm

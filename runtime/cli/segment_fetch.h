@@ -8,6 +8,7 @@
 #ifndef HOSTMM_RUNTIME_CLI_SEGMENT_FETCH_H_
 #define HOSTMM_RUNTIME_CLI_SEGMENT_FETCH_H_
 
+#include <cstdint>
 #include <string>
 
 #include "runtime/cli/failure.h"
@@ -17,13 +18,27 @@
 
 namespace hostmm {
 
-// The descriptor of the segment of the pager at `socket_path`.
-OrFailure<UniqueFd> FetchSegment(const std::string& socket_path);
+// What the pager says beside its segment: counted since it started.
+struct OptInCounts {
+  uint64_t operations = 0;  // done for all mappers of opt-in memory
+  uint64_t woken = 0;       // members of those, one by one
+  uint64_t timed_out = 0;
+  uint64_t votes = 0;
+};
+
+struct FetchedSegment {
+  UniqueFd fd;
+  OptInCounts opt_in;
+};
+
+// The segment of the pager at `socket_path`.
+OrFailure<FetchedSegment> FetchSegment(const std::string& socket_path);
 
 // A mapped segment and the reader over it.
 struct OpenSegment {
   Mapping mapping;
   TableReader reader;
+  OptInCounts opt_in;
 };
 
 // FetchSegment, map, attach.

@@ -74,9 +74,55 @@ void AwaitAnnouncer(const UniqueFd& printed) {
   if (printed.ok()) poll(&wait, 1, kAnnounceDeadlineMs);
 }
 
+// Who started it waits for the end of file; it must not wait for what the pager starts, if
+// anything.
+void KeepToOurselves(int fd) { fcntl(fd, F_SETFD, FD_CLOEXEC); }
+
+// The folder that was made for the socket of a pager of somebody's own. Another is not ours to
+// remove.
+void RemovePrivateFolder(const std::string& socket_path) {
+  const std::string folder = socket_path.substr(0, socket_path.rfind('/'));
+  if (folder.substr(folder.rfind('/') + 1).starts_with("hostmm-")) rmdir(folder.c_str());
+}
+
+// Tells `ready_fd` in the form that pagers use.
+int RefuseOn(int ready_fd, const Failure& failure) {
+  const std::string line = "error=" + failure.text + "\n";
+  [[maybe_unused]] const ssize_t written = write(ready_fd, line.data(), line.size());
+  return ToInt(failure.status);
+}
+
+PagerOptions PagerOptionsOf(const ServiceOptions& options, int listen_fd, int ready_fd) {
+  PagerOptions pager_options;
+  pager_options.socket_path = options.socket_path;
+  pager_options.listen_fd = listen_fd;
+  pager_options.frames = options.frames;
+  pager_options.pt_budget_bytes = options.pt_budget_bytes;
+  pager_options.lifetime = options.lifetime;
+  pager_options.ready_fd = ready_fd;
+  pager_options.strict = options.strictness == Strictness::kStrict;
+  return pager_options;
+}
+
+// A program's own pager (hostmm_open).
+int RunInBackground(const ServiceOptions& options, const PagerFunction& pager) {
+  KeepToOurselves(options.ready_fd);
+  OrFailure<ListeningSocket> listened = ListenAt(options.socket_path, options.socket_mode);
+  if (const Failure* failure = FailureOf(listened)) return RefuseOn(options.ready_fd, *failure);
+  ListeningSocket& listening = std::get<ListeningSocket>(listened);
+  EnterBackground({listening.fd.get(), options.ready_fd});
+  const int status = pager(PagerOptionsOf(options, listening.fd.release(), options.ready_fd));
+  RemoveSocket(listening);
+  if (options.lifetime == PagerOptions::Lifetime::kUntilLastGuest) {
+    RemovePrivateFolder(options.socket_path);
+  }
+  return status;
+}
+
 }  // namespace
 
 int RunService(const ServiceOptions& options, const PagerFunction& pager) {
+  if (options.ready_fd >= 0) return RunInBackground(options, pager);
   OrFailure<ListeningSocket> listened = ListenAt(options.socket_path, options.socket_mode);
   if (const Failure* failure = FailureOf(listened)) return Report(*failure);
   ListeningSocket& listening = std::get<ListeningSocket>(listened);
@@ -92,16 +138,11 @@ int RunService(const ServiceOptions& options, const PagerFunction& pager) {
   const UniqueFd printed =
       StartAnnouncer(UniqueFd(ends[0]), &ready_write, listening.fd.get(), options.socket_path);
 
-  PagerOptions pager_options;
-  pager_options.socket_path = options.socket_path;
-  pager_options.listen_fd = listening.fd.release();
-  pager_options.frames = options.frames;
-  pager_options.pt_budget_bytes = options.pt_budget_bytes;
-  pager_options.lifetime = PagerOptions::Lifetime::kService;
-  pager_options.ready_fd = ready_write.release();
-  pager_options.strict = options.strictness == Strictness::kStrict;
-  const int status = pager(pager_options);
+  const int status = pager(PagerOptionsOf(options, listening.fd.release(), ready_write.release()));
   RemoveSocket(listening);
+  if (options.lifetime == PagerOptions::Lifetime::kUntilLastGuest) {
+    RemovePrivateFolder(options.socket_path);
+  }
   AwaitAnnouncer(printed);
   return status;
 }

@@ -35,6 +35,8 @@ std::string_view NameOf(FrameKind frames) {
       return "base";
     case FrameKind::kAdopted:
       return "adopted";
+    case FrameKind::kForeign:
+      return "foreign";
   }
   return "unknown";
 }

@@ -18,6 +18,7 @@
 #include <string>
 #include <vector>
 
+#include "runtime/cli/segment_fetch.h"
 #include "vmm/fault_stats.h"
 #include "vmm/table_reader.h"
 
@@ -35,6 +36,7 @@ struct Snapshot {
   PoolUse pools;
   std::vector<GuestRow> guests;
   std::vector<MmInfo> mms;
+  OptInCounts opt_in;  // not from the segment: whoever took that has it
 
   const MmInfo* Find(MmId id) const;
   uint64_t RegionCount() const;
@@ -48,7 +50,7 @@ uint64_t PopulatedBytesOf(const MmInfo& mm);
 
 // Name of a file for one line of text; the segment's bytes are not trusted.
 std::string NameOf(const MmInfo& mm);
-// "huge", "hugetlb", "base", "adopted".
+// "huge", "hugetlb", "base", "adopted", "foreign".
 std::string_view NameOf(FrameKind frames);
 
 using PageTableLookup = std::function<std::optional<uint64_t>(int64_t pid)>;

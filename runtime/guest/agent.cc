@@ -10,6 +10,7 @@
 #include <sys/socket.h>
 #include <time.h>
 
+#include "runtime/guest/boards.h"
 #include "runtime/guest/channel.h"
 #include "runtime/guest/client_state.h"
 #include "runtime/guest/guest_lock.h"
@@ -47,7 +48,7 @@ void CollapseFullBlocks(const protocol::Message& order, protocol::Message* done)
 }
 
 void CarryOut(const protocol::Message& order, protocol::Message* done) {
-  GuestLockHolder hold(g_client.lock);
+  AgentLockHolder hold(g_client.lock);
   const Region* region = g_client.regions.Find(order.va);
   const bool holds_range =
       region != nullptr && order.length <= region->va + region->bytes - order.va;
@@ -65,6 +66,9 @@ void CarryOut(const protocol::Message& order, protocol::Message* done) {
       if (holds_range) CollapseFullBlocks(order, done);
       return;
     case protocol::OrderOp::kQuit:
+    case protocol::OrderOp::kWatch:
+    case protocol::OrderOp::kUnwatch:
+    case protocol::OrderOp::kLook:
     case protocol::OrderOp::kNone:
       done->status = protocol::Status::kRefused;
       return;
@@ -77,7 +81,8 @@ GuardedFd g_channel;
 // The kernel's id of the agent; the kernel clears it, and wakes, when the thread runs no more.
 uint32_t g_agent_tid;
 
-// How often AwaitAgentEnd looks whether an ended thread can still be seen: 100 ms in all. Arbitrary.
+// How often AwaitAgentEnd looks whether an ended thread can still be seen: 100 ms in all.
+// Arbitrary.
 constexpr int kUnhashAsks = 5000;
 
 // The agent needs no privilege for anything that it does.
@@ -97,16 +102,40 @@ void KeepOnlyTheChannel() {
   raw::Call(SYS_close_range, 0, channel - 1, 0);
 }
 
+// Orders of boards are answered on the board. RETURNS whether it was one.
+bool CarryOutOfBoard(const protocol::Message& order, const int* fds) {
+  switch (order.op) {
+    case protocol::OrderOp::kWatch:
+      WatchBoard(g_channel.get(), order, fds);
+      return true;
+    case protocol::OrderOp::kUnwatch:
+      UnwatchBoard(order.mm);
+      return true;
+    case protocol::OrderOp::kLook:
+      LookAtBoard(g_channel.get(), order.mm);
+      return true;
+    default:
+      return false;
+  }
+}
+
+// Receives one packet. False: there will be none any more, or the descriptor is not ours any more:
+// the program may have closed it and got its number for a socket of its own.
+bool NextOrder(protocol::Message* order, int* fds) {
+  AwaitPacket(g_channel.get());
+  return g_channel.IsOurs() && Receive(g_channel.get(), order, fds, kWatchFds) == Io::kOk;
+}
+
 int AgentMain(void*) {
   DropCapabilities();
   if (g_channel.IsOurs()) KeepOnlyTheChannel();
   raw::Call(SYS_prctl, PR_SET_NAME, "hostmm-agent");
   protocol::Message order;
-  // Before each use: the program may have closed our descriptor and got its number for a socket of
-  // its own.
-  while (g_channel.IsOurs() && Receive(g_channel.get(), &order, nullptr) == Io::kOk) {
+  int fds[kWatchFds];
+  while (NextOrder(&order, fds)) {
     if (order.kind != protocol::Kind::kOrder) continue;
     if (order.op == protocol::OrderOp::kQuit) break;
+    if (CarryOutOfBoard(order, fds)) continue;
     protocol::Message done = NewMessage(protocol::Kind::kOrderDone);
     done.order = order.order;
     done.op = order.op;
@@ -114,6 +143,7 @@ int AgentMain(void*) {
     if (!g_channel.IsOurs()) break;
     raw::Call(SYS_sendto, g_channel.get(), &done, sizeof(done), MSG_NOSIGNAL, nullptr, 0);
   }
+  DropBoards();
   return 0;
 }
 
@@ -131,15 +161,18 @@ AgentStart StartAgent(const GuardedFd& channel) {
   return tid > 0 ? AgentStart::kStarted : AgentStart::kRefused;
 }
 
-AgentEnd AwaitAgentEnd(int milliseconds) {
+AgentEnd AwaitAgentEnd(int seconds) {
   const uint32_t tid = __atomic_load_n(&g_agent_tid, __ATOMIC_ACQUIRE);
   if (tid == 0) return AgentEnd::kGone;
-  // In slices, because a signal of the program ends a wait early. The kernel wakes a shared futex.
-  constexpr int kSlice = 100;
-  const timespec timeout = {0, kSlice * 1'000'000L};
-  for (int waited = 0; __atomic_load_n(&g_agent_tid, __ATOMIC_ACQUIRE) != 0; waited += kSlice) {
-    if (waited >= milliseconds) return AgentEnd::kStillThere;
-    raw::Call(SYS_futex, &g_agent_tid, FUTEX_WAIT, tid, &timeout);
+  timespec until = {};
+  raw::Call(SYS_clock_gettime, CLOCK_MONOTONIC, &until);
+  until.tv_sec += seconds;
+  // Until a moment, not for a time: signals of the program end each wait early (setuid sends one to
+  // every thread). The kernel wakes a shared futex.
+  while (__atomic_load_n(&g_agent_tid, __ATOMIC_ACQUIRE) != 0) {
+    const long woken = raw::Call(SYS_futex, &g_agent_tid, FUTEX_WAIT_BITSET, tid, &until, nullptr,
+                                 FUTEX_BITSET_MATCH_ANY);
+    if (woken == -ETIMEDOUT) return AgentEnd::kStillThere;
   }
   // It runs no more, but until the kernel has unhashed it, /proc/PID/task still shows it with the
   // credentials that it had. Nothing wakes for that; it takes microseconds.
@@ -152,6 +185,9 @@ AgentEnd AwaitAgentEnd(int milliseconds) {
   return AgentEnd::kGone;
 }
 
-void ForgetAgent() { g_agent_tid = 0; }
+void ForgetAgent() {
+  g_agent_tid = 0;
+  ForgetBoards();
+}
 
 }  // namespace hostmm::guest

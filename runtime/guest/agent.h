@@ -20,7 +20,7 @@ AgentStart StartAgent(const GuardedFd& channel);
 // Waits until the agent, which was told to end, is gone: nothing of it runs or will run any more,
 // and /proc/PID/task does not show it.
 enum class AgentEnd { kGone, kStillThere };
-AgentEnd AwaitAgentEnd(int milliseconds);
+AgentEnd AwaitAgentEnd(int seconds);
 
 // In a forked child: the parent's agent is not here.
 void ForgetAgent();

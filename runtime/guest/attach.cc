@@ -13,6 +13,7 @@
 #include "runtime/guest/client.h"
 #include "runtime/guest/client_state.h"
 #include "runtime/guest/raw_syscall.h"
+#include "runtime/region_flags.h"
 #include "runtime/uapi_compat.h"
 
 namespace hostmm::guest {
@@ -53,11 +54,18 @@ int NewUserfaultfd() {
   return static_cast<int>(fd);
 }
 
-// Starts the agent and hands `uffd` (-1: none) over. The guest keeps no copy: when the pager dies,
+bool MapsOptIn() {
+  for (size_t i = 0; i < g_client.regions.size(); ++i) {
+    if ((g_client.regions[i].share & kRegionSharedPt) != 0) return true;
+  }
+  return false;
+}
+
+// Hands `uffd` (-1: none) over. The guest keeps no copy: when the pager dies,
 // the last one closes and the kernel resolves what waits.
-Io HandOver(protocol::Kind kind, int uffd) {
+Io HandOver(protocol::Kind kind, int uffd, AgentStart agent) {
   protocol::Message attach = NewMessage(kind);
-  attach.value[0] = StartAgent(g_client.channel) == AgentStart::kStarted ? 1 : 0;
+  attach.value[0] = agent == AgentStart::kStarted ? 1 : 0;
   const Io sent = Send(g_client.channel, attach, &uffd, uffd >= 0 ? 1 : 0, Credentials::kYes);
   if (uffd >= 0) raw::Call(SYS_close, uffd);
   return sent;
@@ -117,9 +125,23 @@ void AttachChildLocked(int channel) {
   g_client.channel.Set(channel);
   const int uffd = g_client.uffd_source == UffdSource::kNone ? -1 : NewUserfaultfd();
   if (uffd >= 0) RegisterRegions(uffd);
-  if (HandOver(protocol::Kind::kChildAttach, uffd) != Io::kOk) {
+  const AgentStart agent = StartAgent(g_client.channel);
+  // All others would wait for this process whenever they change a protection.
+  const bool useless = agent == AgentStart::kRefused && MapsOptIn();
+  if (useless) GoOffLocked("it cannot have an agent thread");
+  if (useless && uffd >= 0) raw::Call(SYS_close, uffd);
+  if (useless) return;
+  if (HandOver(protocol::Kind::kChildAttach, uffd, agent) != Io::kOk) {
     return GoOffLocked("the pager is gone");
   }
+}
+
+// The threads that waited for answers are not in the child.
+void CloseSocketsOfWaiters() {
+  for (Waiter* waiter = g_client.waiters; waiter != nullptr; waiter = waiter->next) {
+    raw::Call(SYS_close, waiter->reply_fd);
+  }
+  g_client.waiters = nullptr;
 }
 
 // The child has its parent's mappings but not the registration with a userfaultfd. It makes its
@@ -127,6 +149,9 @@ void AttachChildLocked(int channel) {
 // the pager simply waits.
 void AfterForkInChild() {
   ForgetAgent();
+  ForgetPackets();
+  CloseSocketsOfWaiters();
+  g_client.open_lock.Forget();
   g_client.replacing_agent = false;
   g_client.replace_again = false;
   const int channel = g_client.child_channel;
@@ -144,17 +169,24 @@ void AfterForkInChild() {
 
 Io AttachLocked() {
   g_client.pid = static_cast<int>(raw::Call(SYS_getpid));
+  // What an earlier attachment has left is plain memory, of which this pager must not hear.
+  g_client.regions.Remove(0, ~uint64_t{0});
+  ++g_client.attachments;
   const int fd = Connect(g_client.socket_path);
   if (fd < 0) {
-    GoOffLocked("no pager at HOSTMM_SOCKET");
+    g_client.attach_error = ECONNREFUSED;
+    GoOffLocked("no pager at its socket");
     return Io::kFailed;
   }
   g_client.channel.Set(fd);
+  ForgetPackets();
   protocol::Message hello = NewMessage(protocol::Kind::kHello);
   strncpy(hello.text, program_invocation_short_name, sizeof(hello.text) - 1);
-  protocol::Message answer;
+  protocol::Message answer = {};
   int device = -1;
   if (AskLocked(hello, nullptr, 0, &answer, &device) != Io::kOk) {
+    const bool other_build = answer.status == protocol::Status::kVersion;
+    g_client.attach_error = other_build ? EPROTO : ECONNREFUSED;
     GoOffLocked("the pager refused");
     return Io::kFailed;
   }
@@ -171,7 +203,8 @@ Io AttachLocked() {
     // Without one the guest runs as in native mode; the pager sees that none came.
     if (uffd < 0) g_client.uffd_source = UffdSource::kNone;
   }
-  if (HandOver(protocol::Kind::kAttach, uffd) != Io::kOk) {
+  const AgentStart agent = StartAgent(g_client.channel);
+  if (HandOver(protocol::Kind::kAttach, uffd, agent) != Io::kOk) {
     GoOffLocked("the pager is gone");
     return Io::kFailed;
   }
@@ -181,18 +214,22 @@ Io AttachLocked() {
 }  // namespace
 
 void Initialize() {
-  const char* socket = getenv("HOSTMM_SOCKET");
+  // (A set-uid program that is linked with the library does not take a pager from its caller.)
+  const char* socket = secure_getenv("HOSTMM_SOCKET");
   const char* only = getenv("HOSTMM_ONLY");
   g_client.child_channel = -1;
   g_client.quiet = getenv("HOSTMM_QUIET") != nullptr;
   const bool chosen =
       only == nullptr || only[0] == '\0' || Listed(only, program_invocation_short_name);
-  if (socket == nullptr || strlen(socket) >= sizeof(g_client.socket_path) || !chosen) {
-    g_client.phase = Phase::kOff;
-    return;
-  }
-  strcpy(g_client.socket_path, socket);
   g_client.standard_error.Watch(STDERR_FILENO);
+  const size_t length = socket != nullptr ? strlen(socket) : 0;
+  if (length == 0 || length >= sizeof(g_client.socket_path) || !chosen) {
+    // Until hostmm_open says otherwise.
+    g_client.phase = Phase::kOff;
+  } else {
+    strcpy(g_client.socket_path, socket);
+    g_client.transparent = true;
+  }
   // Before the program registers handlers of its own (as far as a constructor can): ours then run
   // last before fork and first after it. Were the lock taken earlier, a handler that waits for a
   // lock of the program would wait for ever, if that lock's holder is in one of our hooks.
@@ -216,12 +253,16 @@ void ReplaceAgent() {
     if (g_client.phase != Phase::kAttached) return;
   }
   // Without the lock: the agent may want it for the order that it is carrying out.
-  const AgentEnd end = AwaitAgentEnd(kAnswerMilliseconds);
+  const AgentEnd end = AwaitAgentEnd(kAnswerMilliseconds / 1000);
   GuestLockHolder hold(g_client.lock);
   if (g_client.phase != Phase::kAttached) return;
   if (end == AgentEnd::kStillThere) return GoOffLocked("its agent does not end");
   protocol::Message note = NewMessage(protocol::Kind::kAgent);
-  note.value[0] = StartAgent(g_client.channel) == AgentStart::kStarted ? 1 : 0;
+  const AgentStart agent = StartAgent(g_client.channel);
+  if (agent == AgentStart::kRefused && MapsOptIn()) {
+    return GoOffLocked("it cannot have an agent thread any more");
+  }
+  note.value[0] = agent == AgentStart::kStarted ? 1 : 0;
   NoteLocked(note);
 }
 
@@ -253,8 +294,21 @@ void GoOffLocked(const char* why) {
   }
   g_client.channel.Close();
   g_client.uffd_device.Close();
+  g_client.regions.MakePlain();
   g_client.phase.store(Phase::kOff, std::memory_order_release);
   SayOnce("goes on without hostmm", why);
+}
+
+void Leave() {
+  {
+    GuestLockHolder hold(g_client.lock);
+    const bool quiet = g_client.quiet;
+    g_client.quiet = true;  // it is as the program wants it
+    GoOffLocked("closed");
+    g_client.quiet = quiet;
+  }
+  // Its stack is the next agent's.
+  AwaitAgentEnd(kAnswerMilliseconds / 1000);
 }
 
 void NoteLocked(const protocol::Message& note) {
@@ -271,10 +325,32 @@ Io AskLocked(const protocol::Message& question, const int* fds, int fd_count,
     return Io::kFailed;
   }
   if (answer->status == protocol::Status::kOk) return Io::kOk;
-  if (received != nullptr && *received >= 0) raw::Call(SYS_close, *received);
   answer->text[sizeof(answer->text) - 1] = '\0';
-  SayOnce("a mapping is not managed", answer->text);
+  if (received != nullptr && *received >= 0) raw::Call(SYS_close, *received);
+  // kFailed is an answer to a caller who gets the errno.
+  if (answer->status != protocol::Status::kFailed)
+    SayOnce("a mapping is not managed", answer->text);
   return Io::kFailed;
+}
+
+int ErrnoOf(const protocol::Message& answer) {
+  switch (answer.status) {
+    case protocol::Status::kOk:
+      return 0;
+    case protocol::Status::kFailed:
+      return answer.value[1] != 0 ? static_cast<int>(answer.value[1]) : EIO;
+    case protocol::Status::kRefused:
+      return answer.value[1] != 0 ? static_cast<int>(answer.value[1]) : EINVAL;
+    case protocol::Status::kNoFrames:
+      return ENOMEM;
+    case protocol::Status::kFull:
+      return answer.value[1] != 0 ? static_cast<int>(answer.value[1]) : ENOSPC;
+    case protocol::Status::kNotPermitted:
+      return EPERM;
+    case protocol::Status::kVersion:
+      return EPROTO;
+  }
+  return EIO;
 }
 
 void SayOnce(const char* what, const char* why) {

@@ -24,6 +24,14 @@ int WaitFor(int fd, short events, int milliseconds) {
   return static_cast<int>(raw::Call(SYS_ppoll, &poll, 1, &timeout, nullptr, 8));
 }
 
+int64_t MonotonicMilliseconds() {
+  timespec now = {};
+  raw::Call(SYS_clock_gettime, CLOCK_MONOTONIC, &now);
+  return int64_t{now.tv_sec} * 1000 + now.tv_nsec / 1'000'000;
+}
+
+uint32_t g_packets;
+
 // Room for the descriptors and the credentials of one packet.
 union Control {
   char bytes[CMSG_SPACE(sizeof(int) * protocol::kMaxFds) + CMSG_SPACE(sizeof(ucred))];
@@ -69,6 +77,9 @@ void GuardedFd::Close() {
   fd_ = 0;
 }
 
+uint32_t PacketsSent() { return g_packets; }
+void ForgetPackets() { g_packets = 0; }
+
 protocol::Message NewMessage(protocol::Kind kind) {
   protocol::Message message = {};
   message.magic = protocol::kMagic;
@@ -95,7 +106,10 @@ Io Send(const GuardedFd& channel, const protocol::Message& message, const int* f
   }
   for (;;) {
     const long sent = raw::Call(SYS_sendmsg, channel.get(), &header, MSG_NOSIGNAL | MSG_DONTWAIT);
-    if (sent == static_cast<long>(sizeof(message))) return Io::kOk;
+    if (sent == static_cast<long>(sizeof(message))) {
+      ++g_packets;
+      return Io::kOk;
+    }
     if (sent == -EINTR) continue;
     if (sent != -EAGAIN || WaitFor(channel.get(), POLLOUT, kAnswerMilliseconds) <= 0) {
       return Io::kFailed;
@@ -103,7 +117,8 @@ Io Send(const GuardedFd& channel, const protocol::Message& message, const int* f
   }
 }
 
-Io Receive(int fd, protocol::Message* message, int* received) {
+Io Receive(int fd, protocol::Message* message, int* fds, int capacity) {
+  for (int i = 0; i < capacity; ++i) fds[i] = -1;
   Control control = {};
   iovec iov{message, sizeof(*message)};
   msghdr header = {};
@@ -120,12 +135,12 @@ Io Receive(int fd, protocol::Message* message, int* received) {
     for (cmsghdr* cmsg = CMSG_FIRSTHDR(&header); cmsg != nullptr;
          cmsg = CMSG_NXTHDR(&header, cmsg)) {
       if (cmsg->cmsg_level != SOL_SOCKET || cmsg->cmsg_type != SCM_RIGHTS) continue;
-      const size_t fds = (cmsg->cmsg_len - CMSG_LEN(0)) / sizeof(int);
-      for (size_t i = 0; i < fds; ++i) {
+      const size_t received = (cmsg->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+      for (size_t i = 0; i < received; ++i) {
         int one;
         memcpy(&one, CMSG_DATA(cmsg) + i * sizeof(int), sizeof(one));
-        if (received != nullptr && count++ == 0) {
-          *received = one;
+        if (count < capacity) {
+          fds[count++] = one;
         } else {
           raw::Call(SYS_close, one);
         }
@@ -137,21 +152,45 @@ Io Receive(int fd, protocol::Message* message, int* received) {
   return whole ? Io::kOk : Io::kFailed;
 }
 
-Io Ask(const GuardedFd& channel, const protocol::Message& message, const int* fds, int fd_count,
-       protocol::Message* answer, int* received) {
+int SendQuestion(const GuardedFd& channel, const protocol::Message& message, const int* fds,
+                 int fd_count) {
   int pair[2];
-  if (received != nullptr) *received = -1;
   if (raw::Failed(raw::Call(SYS_socketpair, AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, &pair[0]))) {
-    return Io::kFailed;
+    return -1;
   }
   int all[protocol::kMaxFds] = {pair[1]};
   for (int i = 0; i < fd_count; ++i) all[i + 1] = fds[i];
-  Io result = Send(channel, message, all, fd_count + 1);
+  const Io sent = Send(channel, message, all, fd_count + 1);
   raw::Call(SYS_close, pair[1]);
-  if (result == Io::kOk && WaitFor(pair[0], POLLIN, kAnswerMilliseconds) <= 0) result = Io::kFailed;
-  if (result == Io::kOk) result = Receive(pair[0], answer, received);
+  if (sent == Io::kOk) return pair[0];
   raw::Call(SYS_close, pair[0]);
-  return result;
+  return -1;
+}
+
+Reply AwaitReply(int reply_fd, int milliseconds, protocol::Message* answer, int* received) {
+  if (received != nullptr) *received = -1;
+  const int64_t until = MonotonicMilliseconds() + milliseconds;
+  int ready;
+  do {  // a signal of the program ends a wait early
+    const int64_t left = until - MonotonicMilliseconds();
+    ready = WaitFor(reply_fd, POLLIN, left > 0 ? static_cast<int>(left) : 0);
+  } while (ready == -EINTR);
+  Reply reply = Reply::kTimedOut;
+  if (ready > 0) {
+    const Io got = Receive(reply_fd, answer, received, received != nullptr ? 1 : 0);
+    reply = got == Io::kOk ? Reply::kHere : Reply::kGone;
+  }
+  return reply;
+}
+
+Io Ask(const GuardedFd& channel, const protocol::Message& message, const int* fds, int fd_count,
+       protocol::Message* answer, int* received) {
+  if (received != nullptr) *received = -1;
+  const int reply_fd = SendQuestion(channel, message, fds, fd_count);
+  if (reply_fd < 0) return Io::kFailed;
+  const Reply reply = AwaitReply(reply_fd, kAnswerMilliseconds, answer, received);
+  raw::Call(SYS_close, reply_fd);
+  return reply == Reply::kHere ? Io::kOk : Io::kFailed;
 }
 
 int Connect(const char* path) {

@@ -43,6 +43,11 @@ class GuardedFd {
 
 protocol::Message NewMessage(protocol::Kind kind);
 
+// Packets that Send has sent since ForgetPackets, which is due with each new channel. The pager
+// counts them too (board.h).
+uint32_t PacketsSent();
+void ForgetPackets();
+
 // Sends one packet with up to kMaxFds descriptors, which stay the caller's. With `credentials`, the
 // kernel vouches for the sender's pid.
 enum class Credentials { kNo, kYes };
@@ -54,8 +59,17 @@ Io Send(const GuardedFd& channel, const protocol::Message& message, const int* f
 Io Ask(const GuardedFd& channel, const protocol::Message& message, const int* fds, int fd_count,
        protocol::Message* answer, int* received);
 
-// Receives one packet (the agent's side). Blocks.
-Io Receive(int fd, protocol::Message* message, int* received);
+// The two halves of Ask, for an answer that comes late and is waited for without the client's lock.
+// SendQuestion RETURNS the reply socket, which the caller closes, or -1. AwaitReply: kTimedOut: no
+// answer came in time, but nobody has gone.
+enum class Reply { kHere, kTimedOut, kGone };
+int SendQuestion(const GuardedFd& channel, const protocol::Message& message, const int* fds,
+                 int fd_count);
+Reply AwaitReply(int reply_fd, int milliseconds, protocol::Message* answer, int* received);
+
+// Receives one packet (the agent's side). Blocks. The first descriptors that come with it go to
+// fds[0..capacity), the rest of which is -1; more are closed.
+Io Receive(int fd, protocol::Message* message, int* fds, int capacity);
 
 // Connects to the pager's socket; -1 if nobody listens there.
 int Connect(const char* path);

@@ -4,6 +4,7 @@
 #include <sys/mman.h>
 
 #include "runtime/guest/client_state.h"
+#include "runtime/guest/opt_in.h"
 #include "runtime/guest/placement.h"
 #include "runtime/guest/raw_syscall.h"
 #include "runtime/region_flags.h"
@@ -15,38 +16,6 @@ namespace {
 using protocol::Kind;
 using protocol::Message;
 
-Message RangeMessage(Kind kind, uint64_t va, uint64_t bytes) {
-  Message message = NewMessage(kind);
-  message.va = va;
-  message.length = bytes;
-  return message;
-}
-
-// Forgets [va, va + bytes) here and tells the pager, because the kernel has just unmapped it.
-void ForgetLocked(uint64_t va, uint64_t bytes) {
-  if (g_client.regions.Remove(va, bytes)) NoteLocked(RangeMessage(Kind::kUnmap, va, bytes));
-}
-
-// Where a new mapping goes. Nothing is there (a reservation), or what is there is to be replaced.
-struct Place {
-  uint64_t va = 0;  // 0: none; the plain call must decide
-  bool reserved = false;
-};
-
-Place ChoosePlace(uint64_t addr, uint64_t bytes, int flags) {
-  const bool replaces = (flags & MAP_FIXED) != 0 && (flags & MAP_FIXED_NOREPLACE) == 0;
-  if (replaces) return {addr, false};
-  if (addr == 0 && (flags & MAP_FIXED_NOREPLACE) != 0) return {};
-  if (addr != 0) {
-    const Reservation hint = ReserveAt(addr, bytes);
-    if (hint == Reservation::kDone) return {addr, true};
-    if ((flags & MAP_FIXED_NOREPLACE) != 0) return {};
-    // Taken, and only a hint: the kernel would look elsewhere, and so do we.
-  }
-  const uint64_t alignment = bytes >= kGigabyte ? kGigabyte : kBlock;
-  return {Reserve(bytes, alignment, addr % alignment), true};
-}
-
 // Asks for a file of the pager's frame store that can hold `bytes` from `offset` on.
 Io CreateFile(uint64_t bytes, uint64_t offset, int prot, Message* answer, int* file) {
   Message create = RangeMessage(Kind::kCreate, 0, bytes);
@@ -57,24 +26,9 @@ Io CreateFile(uint64_t bytes, uint64_t offset, int prot, Message* answer, int* f
   return Io::kFailed;
 }
 
-// Honours MAP_POPULATE and MAP_LOCKED, which were held back until the region was registered, so
-// that the pages come from the pager. As in mmap(2), a populate that fails is not an error and a
-// lock over the limit is.
-long FillAsAsked(uint64_t va, uint64_t bytes, int prot, int flags) {
-  if ((flags & MAP_LOCKED) != 0) {
-    const long locked = raw::Call(SYS_mlock, va, bytes);
-    if (raw::Failed(locked)) return locked == -ENOMEM ? -EAGAIN : locked;
-  }
-  if ((flags & MAP_POPULATE) != 0) {
-    const int advice = (prot & PROT_WRITE) != 0 ? MADV_POPULATE_WRITE : MADV_POPULATE_READ;
-    raw::Call(SYS_madvise, va, bytes, advice);
-  }
-  return 0;
-}
-
 // Maps `file` as asked. RETURNS: the address, or kPlain; then nothing has changed.
 long MapFile(uint64_t addr, uint64_t bytes, int prot, int flags, int file) {
-  const Place place = ChoosePlace(addr, bytes, flags);
+  const Place place = ChoosePlace(addr, bytes, flags, addr);
   if (place.va == 0) return kPlain;
   const int how = MAP_SHARED | MAP_FIXED | (flags & MAP_NORESERVE);
   const long got = raw::Call(SYS_mmap, place.va, bytes, prot, how, file, place.va % kBlock);
@@ -86,18 +40,28 @@ long MapFile(uint64_t addr, uint64_t bytes, int prot, int flags, int file) {
   return kPlain;
 }
 
-long MapAnonymousLocked(uint64_t addr, uint64_t bytes, int prot, int flags) {
-  if (!g_client.regions.HasRoom() || !EnsureAttachedLocked()) return kPlain;
+// `error`: why it is kPlain, if that is not the kernel's to say.
+long MapAnonymousLocked(uint64_t addr, uint64_t bytes, int prot, int flags, uint32_t share,
+                        int* error) {
+  *error = ENOTCONN;
+  if (!EnsureAttachedLocked()) return kPlain;
+  *error = ENOSPC;
+  if (!g_client.regions.HasRoom() || (share != 0 && !HasRoomForBoardLocked())) return kPlain;
   // The file belongs to this region alone, so its first page may stand where the address asks for
   // it: va = offset (mod 2 MiB) always holds.
-  Message answer;
+  Message answer = {};
   int file = -1;
-  if (CreateFile(bytes, addr % kBlock, prot, &answer, &file) != Io::kOk) return kPlain;
+  if (CreateFile(bytes, addr % kBlock, prot, &answer, &file) != Io::kOk) {
+    *error = CurrentPhase() == Phase::kOff ? ENOTCONN : ErrnoOf(answer);
+    return kPlain;
+  }
   const bool hugetlb = answer.value[0] == kBlock;
   const uint64_t mapped = hugetlb ? RoundUp(bytes, kBlock) : bytes;
   // A mapping that is longer than asked for must not replace what lies behind.
   const bool fits = mapped == bytes || (flags & MAP_FIXED) == 0;
-  const long got = fits ? MapFile(addr, mapped, prot, flags, file) : kPlain;
+  // Nobody touches opt-in memory before it has the protection that is everybody's.
+  const int at_first = share != 0 ? PROT_NONE : prot;
+  const long got = fits ? MapFile(addr, mapped, at_first, flags, file) : kPlain;
   raw::Call(SYS_close, file);
 
   // Sent also when nothing was mapped (length 0): the pager then drops the file.
@@ -106,30 +70,93 @@ long MapAnonymousLocked(uint64_t addr, uint64_t bytes, int prot, int flags) {
   map.mm = answer.mm;
   map.offset = va % kBlock;
   map.prot = static_cast<uint32_t>(prot);
+  map.mode = got == kPlain ? 0 : share;
   const Io told = AskLocked(map, nullptr, 0, &answer, nullptr);
+  *error = got == kPlain ? 0 : ErrnoOf(answer);
   // From here on the memory is there and right, whatever the pager says: a region that could not be
   // recorded is served by the kernel from the same huge frames.
   if (got != kPlain && told == Io::kOk) {
     const RegionKind kind = hugetlb ? RegionKind::kOwnHugetlb : RegionKind::kOwnFrames;
-    g_client.regions.Add({va, mapped, va % kBlock, map.mm, kind, false});
+    g_client.regions.Add({va, mapped, va % kBlock, map.mm, kind, false, share});
+    if (share != 0) ApplyAccessLocked(va, mapped, answer);
+  } else if (got != kPlain && share != 0) {
+    if (CurrentPhase() == Phase::kOff) *error = ENOTCONN;
+    raw::Call(SYS_munmap, va, mapped);
+    return kPlain;
   }
   return got;
 }
 
 }  // namespace
 
+Message RangeMessage(Kind kind, uint64_t va, uint64_t bytes) {
+  Message message = NewMessage(kind);
+  message.va = va;
+  message.length = bytes;
+  return message;
+}
+
+void ForgetLocked(uint64_t va, uint64_t bytes) {
+  if (g_client.regions.Remove(va, bytes)) NoteLocked(RangeMessage(Kind::kUnmap, va, bytes));
+}
+
+Place ChoosePlace(uint64_t addr, uint64_t bytes, int flags, uint64_t offset) {
+  const bool replaces = (flags & MAP_FIXED) != 0 && (flags & MAP_FIXED_NOREPLACE) == 0;
+  if (replaces) return {addr, false};
+  if (addr == 0 && (flags & MAP_FIXED_NOREPLACE) != 0) return {};
+  if (addr != 0) {
+    const Reservation hint = ReserveAt(addr, bytes);
+    if (hint == Reservation::kDone) return {addr, true};
+    if ((flags & MAP_FIXED_NOREPLACE) != 0) return {};
+    // Taken, and only a hint: the kernel would look elsewhere, and so do we.
+  }
+  const uint64_t alignment = bytes >= kGigabyte ? kGigabyte : kBlock;
+  return {Reserve(bytes, alignment, offset % alignment), true};
+}
+
+long FillAsAsked(uint64_t va, uint64_t bytes, int prot, int flags) {
+  if ((flags & MAP_LOCKED) != 0) {
+    // First the limit alone, which is an error; then the pages, which may be without access.
+    const long locked = raw::Call(SYS_mlock2, va, bytes, MLOCK_ONFAULT);
+    if (raw::Failed(locked)) return locked == -ENOMEM ? -EAGAIN : locked;
+    raw::Call(SYS_mlock, va, bytes);
+  }
+  if ((flags & MAP_POPULATE) != 0) {
+    const int advice = (prot & PROT_WRITE) != 0 ? MADV_POPULATE_WRITE : MADV_POPULATE_READ;
+    raw::Call(SYS_madvise, va, bytes, advice);
+  }
+  return 0;
+}
+
+RegionKind KindOf(const Message& adopted) {
+  switch (static_cast<protocol::Adopted>(adopted.value[0])) {
+    case protocol::Adopted::kOwn:
+      return RegionKind::kOwnFrames;
+    case protocol::Adopted::kOwnHugetlb:
+      return RegionKind::kOwnHugetlb;
+    case protocol::Adopted::kForeign:
+      break;
+  }
+  return RegionKind::kAdopted;
+}
+
+bool IsOn() { return CurrentPhase() != Phase::kOff; }
+bool IsTransparent() { return g_client.transparent; }
+
 bool Manages(uint64_t va, uint64_t bytes) { return g_client.regions.Overlaps(va, bytes); }
 
-long MapAnonymous(uint64_t addr, uint64_t bytes, int prot, int flags) {
+long MapAnonymous(uint64_t addr, uint64_t bytes, int prot, int flags, uint32_t share, int* error) {
+  *error = ENOTCONN;
   if (CurrentPhase() == Phase::kOff) return kPlain;
   bytes = RoundUp(bytes, kPage);
   // An overflow, or a fixed address that is none: the kernel has the right answer.
+  *error = 0;
   if (bytes == 0 || ((flags & MAP_FIXED) != 0 && addr % kPage != 0)) return kPlain;
   addr -= addr % kPage;
   long got;
   {
     GuestLockHolder hold(g_client.lock);
-    got = MapAnonymousLocked(addr, bytes, prot, flags);
+    got = MapAnonymousLocked(addr, bytes, prot, flags, share, error);
   }
   if (got == kPlain || raw::Failed(got)) return got;
   // Outside the lock: the pages come through the pager, and a fault that waits must not hold up
@@ -166,7 +193,7 @@ long MapShmemFile(uint64_t addr, uint64_t bytes, int prot, int flags, int fd, ui
     adopt.value[0] = static_cast<uint64_t>(protocol::AdoptSource::kFile);
     Message answer;
     if (AskLocked(adopt, &fd, 1, &answer, nullptr) == Io::kOk) {
-      g_client.regions.Add({va, bytes, offset, answer.mm, RegionKind::kAdopted, false});
+      g_client.regions.Add({va, bytes, offset, answer.mm, KindOf(answer), false, 0});
     }
   }
   return got;
@@ -194,8 +221,7 @@ long Unmap(uint64_t addr, uint64_t bytes) {
   return result;
 }
 
-long Protect(uint64_t addr, uint64_t bytes, int prot) {
-  GuestLockHolder hold(g_client.lock);
+long ProtectPlainLocked(uint64_t addr, uint64_t bytes, int prot) {
   const long result = raw::Call(SYS_mprotect, addr, bytes, prot);
   if (result == 0) {
     Message note = RangeMessage(Kind::kProtect, addr, RoundUp(bytes, kPage));
@@ -205,7 +231,7 @@ long Protect(uint64_t addr, uint64_t bytes, int prot) {
   return result;
 }
 
-long Advise(uint64_t addr, uint64_t bytes, int advice) {
+long AdvisePlain(uint64_t addr, uint64_t bytes, int advice) {
   // Only these change what the pager must know; everything else (populate, prefetch, page-out, ...)
   // the kernel does, and must do without our lock, because it may wait for the pager.
   uint64_t set = 0;
@@ -242,64 +268,6 @@ long Advise(uint64_t addr, uint64_t bytes, int advice) {
   note.value[1] = clear;
   NoteLocked(note);
   return result;
-}
-
-long Remap(uint64_t old_addr, uint64_t old_bytes, uint64_t new_bytes, int flags,
-           uint64_t new_addr) {
-  GuestLockHolder hold(g_client.lock);
-  const uint64_t old_whole = RoundUp(old_bytes, kPage);
-  const uint64_t new_whole = RoundUp(new_bytes, kPage);
-  const Region* found = g_client.regions.Find(old_addr);
-  const Region source = found != nullptr ? *found : Region{};
-  const bool moves_ours = found != nullptr && old_addr + old_whole <= source.va + source.bytes;
-  const uint64_t offset = source.offset + (old_addr - source.va);
-
-  // If the kernel may choose, choose for it: an address that keeps va = offset (mod 2 MiB).
-  uint64_t reserved = 0;
-  if (moves_ours && (flags & (MREMAP_MAYMOVE | MREMAP_FIXED)) == MREMAP_MAYMOVE &&
-      new_whole > old_whole) {
-    const long grown = raw::Call(SYS_mremap, old_addr, old_whole, new_whole, 0, 0);
-    if (raw::Failed(grown)) reserved = Reserve(new_whole, kBlock, offset);
-    if (reserved != 0) {
-      flags |= MREMAP_FIXED;
-      new_addr = reserved;
-    }
-    if (!raw::Failed(grown)) old_bytes = new_whole;
-  }
-  const long got = raw::Call(SYS_mremap, old_addr, old_bytes, new_bytes, flags, new_addr);
-  if (raw::Failed(got)) {
-    if (reserved != 0) Unreserve(reserved, new_whole);
-    return got;
-  }
-  const uint64_t to = static_cast<uint64_t>(got);
-  const bool keeps_old = old_whole == 0 || (flags & MREMAP_DONTUNMAP) != 0;
-  if (to != old_addr) ForgetLocked(to, new_whole);
-  if (!moves_ours) {
-    // More than one region, or a part that is none of ours: the kernel serves it from now on.
-    if (!keeps_old) ForgetLocked(old_addr, old_whole);
-    return got;
-  }
-  if (keeps_old) {
-    // A second window of the same file. It is served by the kernel from the same frames; only the
-    // first is registered.
-    return got;
-  }
-  g_client.regions.Remove(old_addr, old_whole);
-  if (!g_client.regions.HasRoom()) {
-    NoteLocked(RangeMessage(Kind::kUnmap, old_addr, old_whole));
-    return got;
-  }
-  Region moved = source;
-  moved.va = to;
-  moved.bytes = new_whole;
-  moved.offset = offset;
-  g_client.regions.Add(moved);
-  Message move = RangeMessage(Kind::kMove, old_addr, old_whole);
-  move.value[0] = to;
-  move.value[1] = new_whole;
-  Message answer;
-  AskLocked(move, nullptr, 0, &answer, nullptr);
-  return got;
 }
 
 }  // namespace hostmm::guest

@@ -21,6 +21,11 @@ namespace hostmm::guest {
 // kPlain: not managed, make the plain call.
 inline constexpr long kPlain = 0;
 
+// False: no pager, and none is to be asked: every call is the plain one.
+bool IsOn();
+// Whether memory that did not opt in is managed, too (under `hostmm run`).
+bool IsTransparent();
+
 // Reads HOSTMM_SOCKET, HOSTMM_ONLY and HOSTMM_QUIET, once, before the program can change its
 // environment.
 void Initialize();
@@ -34,7 +39,9 @@ void CredentialsChanged();
 bool Manages(uint64_t va, uint64_t bytes);
 
 // mmap of MAP_SHARED|MAP_ANONYMOUS memory, at least protocol::kMinRegionBytes long.
-long MapAnonymous(uint64_t addr, uint64_t bytes, int prot, int flags);
+// `share`: kRegion* of region_flags.h, 0: not opt-in; opt-in memory may be shorter. *error: with
+// kPlain, why hostmm could not (an errno), or 0: the plain call has the answer.
+long MapAnonymous(uint64_t addr, uint64_t bytes, int prot, int flags, uint32_t share, int* error);
 
 // mmap MAP_SHARED of a file that the program made (memfd, /dev/shm): mapped by the kernel as asked,
 // placed so that it can be mapped huge, and made known to the pager, which has it collapsed when
@@ -50,8 +57,8 @@ long DetachSysV(uint64_t addr);
 // told to the pager. RETURN what the system call returned.
 long MapOver(uint64_t addr, uint64_t bytes, int prot, int flags, int fd, uint64_t offset);
 long Unmap(uint64_t addr, uint64_t bytes);
-long Protect(uint64_t addr, uint64_t bytes, int prot);
-long Advise(uint64_t addr, uint64_t bytes, int advice);
+// madvise of memory that is not opt-in.
+long AdvisePlain(uint64_t addr, uint64_t bytes, int advice);
 long Remap(uint64_t old_addr, uint64_t old_bytes, uint64_t new_bytes, int flags, uint64_t new_addr);
 
 }  // namespace hostmm::guest

@@ -17,9 +17,17 @@ class GuestLock {
  public:
   void Lock();
   void Unlock();
+  // For a caller that has all signals blocked, as the agent has for ever: saves two system calls.
+  void LockWithSignalsBlocked();
+  void UnlockWithSignalsBlocked();
+  // In a forked child: nobody here holds it.
+  void Forget() { word_ = 0; }
 
  private:
-  // 0 free, 1 held, 2 held and somebody waits.
+  void Take();
+  void Give();
+
+  // 0: free. Else the process that holds it, and whether somebody waits.
   uint32_t word_;
   // The holder's signal mask from before; guarded by the lock itself.
   uint64_t saved_mask_;
@@ -31,6 +39,17 @@ class GuestLockHolder {
   ~GuestLockHolder() { lock_.Unlock(); }
   GuestLockHolder(const GuestLockHolder&) = delete;
   GuestLockHolder& operator=(const GuestLockHolder&) = delete;
+
+ private:
+  GuestLock& lock_;
+};
+
+class AgentLockHolder {
+ public:
+  explicit AgentLockHolder(GuestLock& lock) : lock_(lock) { lock_.LockWithSignalsBlocked(); }
+  ~AgentLockHolder() { lock_.UnlockWithSignalsBlocked(); }
+  AgentLockHolder(const AgentLockHolder&) = delete;
+  AgentLockHolder& operator=(const AgentLockHolder&) = delete;
 
  private:
   GuestLock& lock_;

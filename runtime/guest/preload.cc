@@ -8,15 +8,15 @@
 // Exports:  these functions, and in credentials.cc the ones that change user or groups; nothing
 //           else (exports.map).
 #include <errno.h>
-#include <linux/magic.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <sys/mman.h>
 #include <sys/shm.h>
-#include <sys/statfs.h>
 
 #include "runtime/cli/version.h"
 #include "runtime/guest/client.h"
+#include "runtime/guest/opt_in.h"
+#include "runtime/guest/program_calls.h"
 #include "runtime/guest/raw_syscall.h"
 #include "runtime/protocol.h"
 
@@ -39,46 +39,6 @@ long Finish(long result) {
   return -1;
 }
 
-enum class Candidate { kNo, kAnonymous, kShmemFile };
-
-Candidate Classify(size_t length, int flags, int fd, off_t offset) {
-  const int type = flags & MAP_TYPE;
-  // A length that overflows when rounded up to pages, or an offset inside a page, is the kernel's
-  // to refuse, with its own errno.
-  constexpr uint64_t kPageMask = 4095;
-  if (length < protocol::kMinRegionBytes || length > ~kPageMask) return Candidate::kNo;
-  if ((static_cast<uint64_t>(offset) & kPageMask) != 0) return Candidate::kNo;
-  if (type != MAP_SHARED && type != MAP_SHARED_VALIDATE) return Candidate::kNo;
-  // Who asks for hugetlb, the low 4 GiB or a growing stack has reasons that we would spoil.
-  if ((flags & (MAP_HUGETLB | MAP_32BIT | MAP_GROWSDOWN)) != 0) return Candidate::kNo;
-  if ((flags & MAP_ANONYMOUS) != 0) {
-    // MAP_SHARED_VALIDATE of no file is an error, and the kernel's to report.
-    return type == MAP_SHARED ? Candidate::kAnonymous : Candidate::kNo;
-  }
-  struct statfs info = {};
-  const bool shmem = raw::Call(SYS_fstatfs, fd, &info) == 0 && info.f_type == TMPFS_MAGIC;
-  return shmem ? Candidate::kShmemFile : Candidate::kNo;
-}
-
-long DoMmap(void* addr, size_t length, int prot, int flags, int fd, off_t offset) {
-  long result = kPlain;
-  switch (Classify(length, flags, fd, offset)) {
-    case Candidate::kAnonymous:
-      result = MapAnonymous(Address(addr), length, prot, flags);
-      break;
-    case Candidate::kShmemFile:
-      result = MapShmemFile(Address(addr), length, prot, flags, fd, static_cast<uint64_t>(offset));
-      break;
-    case Candidate::kNo:
-      break;
-  }
-  if (result != kPlain) return result;
-  if ((flags & MAP_FIXED) != 0 && Manages(Address(addr), length)) {
-    return MapOver(Address(addr), length, prot, flags, fd, static_cast<uint64_t>(offset));
-  }
-  return raw::Call(SYS_mmap, addr, length, prot, flags, fd, offset);
-}
-
 }  // namespace
 }  // namespace hostmm::guest
 
@@ -87,12 +47,12 @@ using namespace hostmm::guest;  // NOLINT
 
 HOSTMM_HOOK void* mmap(void* addr, size_t length, int prot, int flags, int fd,
                        off_t offset) noexcept {
-  return reinterpret_cast<void*>(Finish(DoMmap(addr, length, prot, flags, fd, offset)));
+  return reinterpret_cast<void*>(Finish(MapAsProgram(addr, length, prot, flags, fd, offset)));
 }
 
 HOSTMM_HOOK void* mmap64(void* addr, size_t length, int prot, int flags, int fd,
                          __off64_t offset) noexcept {
-  return reinterpret_cast<void*>(Finish(DoMmap(addr, length, prot, flags, fd, offset)));
+  return reinterpret_cast<void*>(Finish(MapAsProgram(addr, length, prot, flags, fd, offset)));
 }
 
 HOSTMM_HOOK int munmap(void* addr, size_t length) noexcept {
@@ -102,14 +62,16 @@ HOSTMM_HOOK int munmap(void* addr, size_t length) noexcept {
 }
 
 HOSTMM_HOOK int mprotect(void* addr, size_t length, int prot) noexcept {
-  const long result = Manages(Address(addr), length) ? Protect(Address(addr), length, prot)
-                                                     : raw::Call(SYS_mprotect, addr, length, prot);
+  const long result = Manages(Address(addr), length)
+                          ? Protect(Address(addr), length, prot, Asked::kPlainCall)
+                          : raw::Call(SYS_mprotect, addr, length, prot);
   return static_cast<int>(Finish(result));
 }
 
 HOSTMM_HOOK int madvise(void* addr, size_t length, int advice) noexcept {
-  const long result = Manages(Address(addr), length) ? Advise(Address(addr), length, advice)
-                                                     : raw::Call(SYS_madvise, addr, length, advice);
+  const long result = Manages(Address(addr), length)
+                          ? Advise(Address(addr), length, advice, Asked::kPlainCall)
+                          : raw::Call(SYS_madvise, addr, length, advice);
   return static_cast<int>(Finish(result));
 }
 
@@ -122,11 +84,7 @@ HOSTMM_HOOK void* mremap(void* old_addr, size_t old_length, size_t new_length, i
     new_addr = va_arg(rest, void*);
     va_end(rest);
   }
-  const bool ours = Manages(Address(old_addr), old_length) ||
-                    ((flags & MREMAP_FIXED) != 0 && Manages(Address(new_addr), new_length));
-  const long result =
-      ours ? Remap(Address(old_addr), old_length, new_length, flags, Address(new_addr))
-           : raw::Call(SYS_mremap, old_addr, old_length, new_length, flags, new_addr);
+  const long result = RemapAsProgram(old_addr, old_length, new_length, flags, new_addr);
   return reinterpret_cast<void*>(Finish(result));
 }
 

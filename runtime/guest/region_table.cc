@@ -32,6 +32,16 @@ const Region* RegionTable::Find(uint64_t va) const {
   return nullptr;
 }
 
+const Region* RegionTable::FindNext(uint64_t va) const {
+  const Region* next = nullptr;
+  for (size_t i = 0; i < size_; ++i) {
+    const Region& region = regions_[i];
+    if (region.va + region.bytes <= va) continue;
+    if (next == nullptr || region.va < next->va) next = &region;
+  }
+  return next;
+}
+
 void RegionTable::Add(const Region& region) {
   const Change change(this);
   regions_[size_++] = region;
@@ -99,6 +109,11 @@ void RegionTable::SetDontFork(uint64_t va, uint64_t bytes, bool dont_fork) {
     region.offset = whole.offset + (cut_start - whole.va);
     region.dont_fork = dont_fork;
   }
+}
+
+void RegionTable::MakePlain() {
+  const Change change(this);
+  for (size_t i = 0; i < size_; ++i) regions_[i].share = 0;
 }
 
 void RegionTable::DropDontFork() {

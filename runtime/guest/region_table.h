@@ -25,6 +25,7 @@ struct Region {
   protocol::MmHandle mm;
   RegionKind kind;
   bool dont_fork;
+  uint32_t share;  // kRegionSharedPt, ... of region_flags.h; 0: not opt-in
 };
 
 class RegionTable {
@@ -48,6 +49,8 @@ class RegionTable {
   bool HasRoom() const { return size_ + 2 <= kCapacity; }
   // The region that holds `va`, or nullptr.
   const Region* Find(uint64_t va) const;
+  // The lowest region that ends behind `va`, or nullptr.
+  const Region* FindNext(uint64_t va) const;
 
   // REQUIRES: HasRoom(); nothing is recorded in the range.
   void Add(const Region& region);
@@ -57,6 +60,8 @@ class RegionTable {
   // Marks or clears dont_fork on what overlaps the range; whole regions that are only partly
   // covered are split.
   void SetDontFork(uint64_t va, uint64_t bytes, bool dont_fork);
+  // Nothing is opt-in any more.
+  void MakePlain();
   // Drops the regions that a child did not inherit.
   void DropDontFork();
 

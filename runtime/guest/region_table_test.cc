@@ -12,8 +12,13 @@ namespace {
 constexpr uint64_t kPage = 4096;
 
 Region Make(uint64_t first_page, uint64_t pages, uint64_t offset_pages = 0) {
-  return {first_page * kPage,     pages * kPage, offset_pages * kPage, {1, 1},
-          RegionKind::kOwnFrames, false};
+  return {first_page * kPage,
+          pages * kPage,
+          offset_pages * kPage,
+          {1, 1},
+          RegionKind::kOwnFrames,
+          false,
+          0};
 }
 
 TEST(RegionTable, AnEmptyTableOverlapsNothing) {
@@ -96,6 +101,26 @@ TEST(RegionTable, AgreesWithAPlainMap) {
       }
     }
   }
+}
+
+TEST(RegionTable, FindNextIsTheLowestThatEndsBehind) {
+  static RegionTable table;
+  table.Add(Make(20, 5));
+  table.Add(Make(10, 5));
+  EXPECT_EQ(table.FindNext(0)->va, 10 * kPage);
+  EXPECT_EQ(table.FindNext(14 * kPage)->va, 10 * kPage);
+  EXPECT_EQ(table.FindNext(15 * kPage)->va, 20 * kPage);
+  EXPECT_EQ(table.FindNext(25 * kPage), nullptr);
+}
+
+TEST(RegionTable, PartsKeepHowTheyAreShared) {
+  static RegionTable table;
+  Region region = Make(0, 10);
+  region.share = 48;
+  table.Add(region);
+  table.Remove(4 * kPage, kPage);
+  EXPECT_EQ(table.Find(0)->share, 48u);
+  EXPECT_EQ(table.Find(9 * kPage)->share, 48u);
 }
 
 TEST(RegionTable, HasRoomKeepsPlaceForASplit) {

@@ -20,18 +20,10 @@ uint64_t SegmentBytes(int shmid) {
   return info.shm_segsz;
 }
 
-void ForgetLocked(uint64_t va, uint64_t bytes) {
-  if (!g_client.regions.Remove(va, bytes)) return;
-  protocol::Message note = NewMessage(protocol::Kind::kUnmap);
-  note.va = va;
-  note.length = bytes;
-  NoteLocked(note);
-}
-
 }  // namespace
 
 long AttachSysV(int shmid, uint64_t addr, int flags) {
-  if (CurrentPhase() == Phase::kOff) return kPlain;
+  if (!g_client.transparent || CurrentPhase() == Phase::kOff) return kPlain;
   // An error, and the kernel's to report: below, SHM_REMAP is ours.
   if (addr == 0 && (flags & SHM_REMAP) != 0) return kPlain;
   const uint64_t bytes = RoundUp(SegmentBytes(shmid), kPage);
@@ -59,7 +51,7 @@ long AttachSysV(int shmid, uint64_t addr, int flags) {
     adopt.value[1] = static_cast<uint64_t>(shmid);
     protocol::Message answer;
     if (AskLocked(adopt, nullptr, 0, &answer, nullptr) == Io::kOk) {
-      g_client.regions.Add({va, bytes, 0, answer.mm, RegionKind::kAdopted, false});
+      g_client.regions.Add({va, bytes, 0, answer.mm, RegionKind::kAdopted, false, 0});
     }
   }
   return got;

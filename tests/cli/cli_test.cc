@@ -333,7 +333,7 @@ TEST_F(CliTest, ServiceServesIsInspectedAndEnds) {
   EXPECT_THAT(hostmm_.Run({"stats", "--json", "--pager", socket}).out,
               HasSubstr("\"name\":\"fake file\""));
   EXPECT_THAT(hostmm_.Run({"dump", "--pager", socket}).out,
-              HasSubstr("10000000000-10001000000 rw-s 00000000 1.1:huge fake file\n"));
+              HasSubstr("10000000000-10001000000 rw-- 00000000 1.1:huge fake file\n"));
   const Outcome check = hostmm_.Run({"check", "--pager", socket});
   EXPECT_EQ(check.status, 0) << check.out;
   EXPECT_EQ(check.out, "ok: all invariants hold\n");

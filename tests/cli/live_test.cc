@@ -50,7 +50,7 @@ TEST_F(LiveTest, GuestIsSeenWhileItLivesAndLeavesNoTrace) {
   const std::string dump = hostmm_.Run({"dump", "--pager", Socket()}).out;
   EXPECT_THAT(dump, HasSubstr("guest "));
   EXPECT_THAT(dump, HasSubstr("\n" + address + "-")) << "the region is where the guest has it";
-  EXPECT_THAT(dump, HasSubstr(" rw-s 00000000 "));
+  EXPECT_THAT(dump, HasSubstr(" rw-- 00000000 "));
   EXPECT_THAT(dump, HasSubstr(" page-tables "));
   const std::string stats = hostmm_.Run({"stats", "--json", "--pager", Socket()}).out;
   std::smatch populated;

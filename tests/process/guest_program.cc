@@ -151,6 +151,10 @@ std::string TryWrite(void* at, char value) {
   return Try([at, value] { *static_cast<volatile char*>(at) = value; });
 }
 
+std::string TryExecute(void* at) {
+  return Try([at] { reinterpret_cast<void (*)()>(at)(); });
+}
+
 void Fill(char* at, size_t bytes, uint64_t seed) {
   uint64_t* words = reinterpret_cast<uint64_t*>(at);
   for (size_t i = 0; i < bytes / sizeof(uint64_t); ++i) words[i] = Word(seed, i);

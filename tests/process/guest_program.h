@@ -68,6 +68,8 @@ char* MustMapShared(size_t bytes);
 // One access, whose signal (if any) is caught: "ok", "SIGSEGV/ACCERR", "SIGBUS/ADRERR", ...
 std::string TryRead(const void* at);
 std::string TryWrite(void* at, char value = 1);
+// Calls the function there, which must only return.
+std::string TryExecute(void* at);
 
 // Writes a pattern that depends on `seed` and the position, in 8-byte words.
 void Fill(char* at, size_t bytes, uint64_t seed);

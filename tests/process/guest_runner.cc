@@ -17,6 +17,7 @@
 #include <fstream>
 #include <iostream>
 #include <thread>
+#include <utility>
 
 #include "gtest/gtest.h"
 
@@ -148,7 +149,7 @@ Ended RunToEnd(const std::vector<std::string>& command, const Environment& envir
   return Program(command, environment).Finish();
 }
 
-ServicePager::ServicePager() {
+ServicePager::ServicePager(std::vector<std::string> options) : options_(std::move(options)) {
   // Not below the test's own temporary folder: guests that have given up root must reach it too.
   char folder[] = "/tmp/hostmm-process.XXXXXX";
   if (mkdtemp(folder) == nullptr || chmod(folder, 0711) != 0) {
@@ -172,8 +173,10 @@ ServicePager::~ServicePager() {
 
 void ServicePager::Start() {
   const ScopedFd log(open((folder_ + "/log").c_str(), O_WRONLY | O_CREAT | O_APPEND, 0600));
-  pager_ = hostmm::test::Start({Built::hostmm, "pager", "--socket", socket_, "--mode", "0666"}, {},
-                               log.get(), log.get());
+  std::vector<std::string> command = {Built::hostmm, "pager",  "--socket",
+                                      socket_,       "--mode", "0666"};
+  command.insert(command.end(), options_.begin(), options_.end());
+  pager_ = hostmm::test::Start(command, {}, log.get(), log.get());
   g_spared = pager_;
   EXPECT_TRUE(Eventually([this] { return Answers(socket_); })) << "the pager does not serve";
 }

@@ -69,7 +69,8 @@ Ended RunToEnd(const std::vector<std::string>& command, const Environment& envir
 // `hostmm pager` on a socket in a directory that every user may reach.
 class ServicePager {
  public:
-  ServicePager();
+  // `options`: more of its command line.
+  explicit ServicePager(std::vector<std::string> options = {});
   ~ServicePager();
   ServicePager(const ServicePager&) = delete;
   ServicePager& operator=(const ServicePager&) = delete;
@@ -91,6 +92,7 @@ class ServicePager {
   void ExpectNoTrace() const;
 
  private:
+  std::vector<std::string> options_;
   std::string folder_;
   std::string socket_;
   pid_t pager_ = -1;

@@ -1,0 +1,170 @@
+// mremap of managed memory: the kernel's, at a place that can be huge, and then told to the pager.
+#include <errno.h>
+#include <sys/mman.h>
+
+#include "runtime/guest/client.h"
+#include "runtime/guest/client_state.h"
+#include "runtime/guest/opt_in.h"
+#include "runtime/guest/placement.h"
+#include "runtime/guest/raw_syscall.h"
+#include "runtime/region_flags.h"
+#include "runtime/uapi_compat.h"
+
+namespace hostmm::guest {
+namespace {
+
+using protocol::Kind;
+using protocol::Message;
+
+struct Move {
+  uint64_t from;
+  uint64_t old_bytes;
+  uint64_t new_bytes;
+  int flags;
+  uint64_t to;
+};
+
+long CallKernel(const Move& move) {
+  return raw::Call(SYS_mremap, move.from, move.old_bytes, move.new_bytes, move.flags, move.to);
+}
+
+// Moves what the kernel has as several mappings, because protections or advice differ: it moves one
+// at a time, or (from 6.17 on) several unless a userfaultfd watches them. So in halves, until each
+// lies in one. REQUIRES: the sizes agree, all of it is mapped, the place is a fixed one.
+long MoveInParts(const Move& move, uint64_t unit) {
+  const long whole = CallKernel(move);
+  if (whole != -EFAULT || move.old_bytes <= unit) return whole;
+  const uint64_t half = RoundUp(move.old_bytes / 2, unit);
+  const uint64_t rest = move.old_bytes - half;
+  const long first = MoveInParts({move.from, half, half, move.flags, move.to}, unit);
+  if (raw::Failed(first)) return first;
+  const long second = MoveInParts({move.from + half, rest, rest, move.flags, move.to + half}, unit);
+  return raw::Failed(second) ? second : first;
+}
+
+bool IsWhollyMapped(uint64_t va, uint64_t bytes) {
+  // It does nothing else (Linux since 2.6.19).
+  return raw::Call(SYS_msync, va, bytes, MS_ASYNC) == 0;
+}
+
+bool IsOptIn(const Region& region) { return (region.share & kRegionSharedPt) != 0; }
+
+// The region `window` has been moved to where it stands now, from [old_va, old_va + old_bytes).
+void RecordMoveLocked(const Region& window, uint64_t old_va, uint64_t old_bytes) {
+  g_client.regions.Remove(old_va, old_bytes);
+  if (!g_client.regions.HasRoom()) return NoteLocked(RangeMessage(Kind::kUnmap, old_va, old_bytes));
+  g_client.regions.Add(window);
+  Message ask = RangeMessage(Kind::kMove, old_va, old_bytes);
+  ask.value[0] = window.va;
+  ask.value[1] = window.bytes;
+  Message answer = {};
+  const Io told = AskLocked(ask, nullptr, 0, &answer, nullptr);
+  // What it has grown by may be protected otherwise for all.
+  if (IsOptIn(window) && told == Io::kOk) {
+    ApplyAccessLocked(window.va, window.bytes, AccessAtLocked(window.va));
+  }
+}
+
+// `window` is a second one of opt-in memory that stays at `first_va`. RETURNS its address or
+// -errno; then it is not there.
+long RecordSecondWindowLocked(const Region& window, uint64_t first_va) {
+  Message map = RangeMessage(Kind::kMap, window.va, window.bytes);
+  map.mm = window.mm;
+  map.offset = window.offset;
+  map.mode = window.share;
+  // Counts only for what nobody maps yet, behind the end of the first window.
+  map.prot = AccessAtLocked(first_va).prot;
+  Message answer = {};
+  const bool has_room = g_client.regions.HasRoom();
+  if (has_room && AskLocked(map, nullptr, 0, &answer, nullptr) == Io::kOk) {
+    g_client.regions.Add(window);
+    ApplyAccessLocked(window.va, window.bytes, answer);
+    return static_cast<long>(window.va);
+  }
+  // Off: all is plain now, and so may this be.
+  if (CurrentPhase() == Phase::kOff) return static_cast<long>(window.va);
+  raw::Call(SYS_munmap, window.va, window.bytes);
+  return has_room ? -ErrnoOf(answer) : -ENOMEM;
+}
+
+// If the kernel may choose the place, chooses for it: one that keeps va = offset (mod 2 MiB).
+// RETURNS the reservation, now in *move; 0: none was needed or to be had.
+uint64_t ChooseLocked(Move* move, uint64_t offset) {
+  if ((move->flags & (MREMAP_MAYMOVE | MREMAP_FIXED)) != MREMAP_MAYMOVE) return 0;
+  const bool keeps_old = move->old_bytes == 0 || (move->flags & MREMAP_DONTUNMAP) != 0;
+  if (!keeps_old) {
+    if (move->new_bytes <= move->old_bytes) return 0;
+    const Move in_place = {move->from, move->old_bytes, move->new_bytes, 0, 0};
+    if (!raw::Failed(CallKernel(in_place))) {
+      move->old_bytes = move->new_bytes;
+      return 0;
+    }
+  }
+  const uint64_t reserved = Reserve(move->new_bytes, kBlock, offset);
+  if (reserved == 0) return 0;
+  move->flags |= MREMAP_FIXED;
+  move->to = reserved;
+  return reserved;
+}
+
+}  // namespace
+
+long Remap(uint64_t old_addr, uint64_t old_bytes, uint64_t new_bytes, int flags,
+           uint64_t new_addr) {
+  GuestLockHolder hold(g_client.lock);
+  const uint64_t old_whole = RoundUp(old_bytes, kPage);
+  const uint64_t new_whole = RoundUp(new_bytes, kPage);
+  // What the kernel refuses, with its own errno. (No user space is longer than that.)
+  constexpr uint64_t kMostBytes = uint64_t{1} << 47;
+  const bool odd = old_addr % kPage != 0 || new_whole == 0 || new_bytes > kMostBytes ||
+                   (flags & ~(MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP)) != 0;
+  const Region* found = odd ? nullptr : g_client.regions.Find(old_addr);
+  const Region source = found != nullptr ? *found : Region{};
+  const bool moves_ours = found != nullptr && old_whole <= source.va + source.bytes - old_addr;
+  const bool keeps_old = old_whole == 0 || (flags & MREMAP_DONTUNMAP) != 0;
+  Region window = source;
+  window.offset = source.offset + (old_addr - source.va);
+  window.bytes = new_whole;
+
+  Move move = {old_addr, old_bytes, new_bytes, flags, new_addr};
+  uint64_t reserved = 0;
+  if (moves_ours && (!keeps_old || IsOptIn(source))) {
+    move.old_bytes = old_whole;
+    move.new_bytes = new_whole;
+    reserved = ChooseLocked(&move, window.offset);
+  }
+  long got = CallKernel(move);
+  // Adopted memory is not watched: there the kernel's answer is that of plain Linux.
+  const bool parts = got == -EFAULT && moves_ours && source.kind != RegionKind::kAdopted &&
+                     old_whole == new_whole &&
+                     (move.flags & MREMAP_FIXED) != 0 && IsWhollyMapped(old_addr, old_whole);
+  if (parts) {
+    const bool hugetlb = source.kind == RegionKind::kOwnHugetlb;
+    got = MoveInParts({old_addr, old_whole, new_whole, move.flags, move.to},
+                      hugetlb ? kBlock : kPage);
+  }
+  if (raw::Failed(got)) {
+    if (reserved != 0) Unreserve(reserved, new_whole);
+    return got;
+  }
+  window.va = static_cast<uint64_t>(got);
+  if (window.va != old_addr) ForgetLocked(window.va, new_whole);
+  if (!moves_ours) {
+    // More than one region, or a part that is none of ours. What has moved the kernel serves from
+    // now on; what was only named, or cut at its end, is where it was.
+    if (!keeps_old && window.va != old_addr) ForgetLocked(old_addr, old_whole);
+    if (window.va == old_addr && new_whole < old_whole) {
+      ForgetLocked(old_addr + new_whole, old_whole - new_whole);
+    }
+    return got;
+  }
+  if (!keeps_old) {
+    RecordMoveLocked(window, old_addr, old_whole);
+    return got;
+  }
+  // A second window of the same file. One that did not opt in is the kernel's, which serves it from
+  // the same frames; only the first is registered.
+  return IsOptIn(window) ? RecordSecondWindowLocked(window, old_addr) : got;
+}
+
+}  // namespace hostmm::guest

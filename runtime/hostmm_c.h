@@ -1,0 +1,122 @@
+/* hostmm for C: shared memory whose page tables and protection are shared by all processes that ask
+ * for it. Each function has the shape of the system call that it stands for.
+ *
+ * Use:      compile with `pkg-config --cflags --libs hostmm`, or dlopen("libhostmm.so.1"). Programs
+ *           that are linked with the library, or run under `hostmm run`, may also call plain mmap,
+ *           munmap, mremap, mprotect and madvise on the memory: these symbols are the library's. A
+ *           program that uses dlopen must call the hostmm_ functions.
+ * Semantics: docs/semantics.md of the project; where it says nothing, those of the system call in
+ *           Linux.
+ * Units:    bytes. The granule is 2 MiB (hostmm_granule).
+ * Errors:   MAP_FAILED or -1 with errno, and hostmm_error() says it in one line. Nothing has been
+ *           changed then, unless the function says otherwise.
+ * Threads:  every function may be called by any thread at any time, hostmm_close included. None may
+ *           be called from a signal handler, except those that are system calls of the same name.
+ * fork:     a child has the mappings, and is attached to the same pager, before fork returns in it.
+ */
+#ifndef HOSTMM_RUNTIME_HOSTMM_C_H_
+#define HOSTMM_RUNTIME_HOSTMM_C_H_
+
+#include <stddef.h>
+#include <sys/types.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Flag of mmap beside MAP_SHARED (or MAP_PRIVATE, read-only): share page tables and protection with
+ * all who map the same file with this flag. The kernel ignores the bit, so that a program that
+ * passes it runs unchanged where hostmm is absent. (Value of the kernel patches of 2023.) */
+#ifndef MAP_SHARED_PT
+#define MAP_SHARED_PT 0x200000
+#endif
+
+/* Beside MAP_SHARED_PT: plain mprotect on the memory is refused with EPERM, only hostmm_mprotect
+ * changes its protection, for all. A mapper may be dedicated while others of the file are not. */
+#ifndef MAP_SHARED_DEDICATED
+#define MAP_SHARED_DEDICATED 0x400000
+#endif
+
+struct hostmm_options {
+  size_t size;          /* sizeof(struct hostmm_options): for versions to come */
+  const char* socket;   /* socket of a running pager; NULL: $HOSTMM_SOCKET, else a pager of our own */
+  const char* program;  /* the hostmm program, to start a pager of our own; NULL: $HOSTMM_PROGRAM,
+                           else ../bin/hostmm and ./hostmm beside the library, else PATH */
+  const char* frames;   /* of a pager of our own: "auto", "huge", "hugetlb" or "base"; NULL: auto */
+};
+
+/* Attaches this process to a pager: the one of `hostmm run` if it runs under it, the one at
+ * options->socket, or one that it starts, which ends with the last process that uses it. `options`
+ * may be NULL. May be called again; each call wants a hostmm_close. Not needed before hostmm_mmap,
+ * which calls it with NULL.
+ * ECONNREFUSED: nobody serves the socket. ENOENT: no hostmm program was found. EPROTO: the pager is
+ * of another build. EBUSY: this process is attached to another pager. ENAMETOOLONG: the socket's path.
+ * EINVAL: options->size or options->frames. ECHILD: the pager could not start, see hostmm_error(). */
+int hostmm_open(const struct hostmm_options* options);
+
+/* The last one of as many calls as hostmm_open detaches this process. Its mappings stay, served by the
+ * kernel with the protection that they have, and are plain from then on. ENOTCONN: it is not open. */
+int hostmm_close(void);
+
+/* mmap. With MAP_SHARED|MAP_SHARED_PT (opt-in): addr, length and offset must be multiples of the
+ * granule; addr NULL: a place is chosen. If others have changed the protection of what is mapped,
+ * the mapping has that protection, not `prot`, as far as the descriptor allows. Without
+ * MAP_SHARED_PT: as mmap of a program that knows nothing of hostmm.
+ * EINVAL: an alignment; MAP_SHARED_PT with MAP_PRIVATE and PROT_WRITE; MAP_SHARED_DEDICATED without
+ * MAP_SHARED_PT; what mmap says. EACCES: PROT_WRITE and a read-only descriptor. EBADF, ENOMEM,
+ * EEXIST, EOVERFLOW: as mmap. ENOTCONN: no pager. ENOSPC: the pager's tables are full. EPERM: the
+ * process cannot have an agent thread, or one of its kernel limits forbids it. */
+void* hostmm_mmap(void* addr, size_t length, int prot, int flags, int fd, off_t offset);
+
+/* munmap. The caller only; also of parts, down to 4 KiB (hugetlb: 2 MiB). */
+int hostmm_munmap(void* addr, size_t length);
+
+/* mremap. The caller only. What is moved or resized is shared again where its new address equals its
+ * offset modulo the granule; data and protection stay. */
+void* hostmm_mremap(void* old_addr, size_t old_length, size_t new_length, int flags,
+                    void* new_addr);
+
+/* mprotect. On opt-in memory: when it returns 0, everybody who maps those pages opt-in has the
+ * protection, as do those who map them later; a mapping from a read-only descriptor does without
+ * PROT_WRITE. Parts down to 4 KiB (hugetlb: 2 MiB). Concurrent calls take effect in one order for
+ * all. On other memory: mprotect.
+ * EACCES: PROT_WRITE on memory that the caller has mapped from a read-only descriptor. EINVAL: addr or prot. ENOMEM:
+ * a part is not mapped, or a process has no room for one more mapping (vm.max_map_count); then some
+ * have the protection and some not: call again. ETIMEDOUT: a process has not done it in 8 s (it is
+ * stopped, say); it will before its agent does anything else. ENOTCONN: the pager is gone. */
+int hostmm_mprotect(void* addr, size_t length, int prot);
+
+/* madvise. On opt-in memory MADV_DONTNEED is a vote (pages leave the page tables when all mappers
+ * have voted; data stays), MADV_REMOVE, MADV_PAGEOUT, MADV_COLD, MADV_WILLNEED, MADV_POPULATE_READ
+ * and _WRITE act for all, MADV_HUGEPAGE and MADV_NOHUGEPAGE on all mappings of the range,
+ * MADV_GUARD_INSTALL and _REMOVE are refused (EINVAL: a guard is one process's, the table is everybody's). */
+int hostmm_madvise(void* addr, size_t length, int advice);
+
+/* The unit of opt-in mappings in bytes: 2 MiB. */
+size_t hostmm_granule(void);
+
+/* 1 if the page table that covers addr is one that others may share, 0 if it is this process's own
+ * (not opt-in and changed, not aligned, or written by a debugger), -1: ENOMEM nothing that hostmm
+ * manages is mapped there; ENOTCONN. */
+int hostmm_is_shared(const void* addr);
+
+/* A named region: a file of the pager, as shm_open makes one. oflag: O_RDONLY or O_RDWR, with
+ * O_CREAT, O_EXCL. With O_CREAT, `length` is its length (rounded up to the granule) and `mode` says
+ * who may open it; without, both are ignored. RETURNS a descriptor (O_CLOEXEC) for hostmm_mmap or mmap; fstat tells the length.
+ * The region lives until it is unlinked and nobody maps it, or the pager ends.
+ * EINVAL: name is empty, longer than 63 bytes or has a '/', or length is 0. EEXIST, ENOENT, EACCES:
+ * as open. ENOSPC: the frames cannot be had. ENOTCONN. */
+int hostmm_shm_open(const char* name, int oflag, mode_t mode, size_t length);
+
+/* Removes the name. ENOENT; EACCES: neither the owner nor root. */
+int hostmm_shm_unlink(const char* name);
+
+/* Why the calling thread's last hostmm_ function failed: one line with its arguments. Never NULL;
+ * valid until the thread's next call. */
+const char* hostmm_error(void);
+
+#ifdef __cplusplus
+} /* extern "C" */
+#endif
+
+#endif /* HOSTMM_RUNTIME_HOSTMM_C_H_ */
