@@ -100,6 +100,13 @@ class SidesTest(unittest.TestCase):
         self.assertEqual(samples.unavailable["on"], "no pool")
         self.assertIn("not built", samples.unavailable["hostmm"])
 
+    def test_processes_that_are_not_attached_are_noticed(self):
+        line = "hostmm: managed 1 regions (0 adopted), 8.0 MiB, up to 64 processes, 4 faults"
+        sides.check_attached(["hostmm: mode=uffd frames=huge", line], 64)
+        for messages, expected in (([line], 65), ([], 1)):
+            with self.assertRaisesRegex(failures.MeasurementFailed, f"{expected} processes"):
+                sides.check_attached(messages, expected)
+
     def test_megabytes(self):
         self.assertEqual(pg_sides.megabytes("4GB"), 4096)
         self.assertEqual(pg_sides.megabytes("512mb"), 512)

@@ -28,6 +28,8 @@ int Main(int argc, char** argv) {
   void* mapped =
       mmap(nullptr, pages * kPageBytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
   if (mapped == MAP_FAILED) Fail("mmap of the region");
+  // One page per fault also where the pager would map those around it.
+  if (madvise(mapped, pages * kPageBytes, MADV_NOHUGEPAGE) != 0) Fail("madvise");
   volatile uint8_t* region = static_cast<volatile uint8_t*>(mapped);
   for (uint64_t i = 0; i < pages; ++i) region[i * kPageBytes] = 2;
 

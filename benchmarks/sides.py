@@ -11,6 +11,7 @@ runs as another user, and a rebuild in the middle of a run would change what is 
 import contextlib
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import tempfile
@@ -104,6 +105,16 @@ class InstalledHostmm:
         return subprocess.run(
             [self.binary, "stats", "--json", "--pager", socket],
             check=True, capture_output=True, text=True, timeout=30).stdout
+
+
+def check_attached(messages, expected):
+    """Raises MeasurementFailed unless hostmm's last line says that so many processes took part.
+
+    For figures that would be too good if some had gone on without hostmm.
+    """
+    counts = [int(found) for found in re.findall(r"up to (\d+) processes", "\n".join(messages))]
+    if max(counts, default=0) < expected:
+        raise failures.MeasurementFailed(f"{expected} processes were to be attached: {messages}")
 
 
 def wrapper(side, hostmm):

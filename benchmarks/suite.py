@@ -18,7 +18,8 @@ import report
 _FOLDER = pathlib.Path(__file__).resolve().parent
 # In the order of README.md.
 _PROGRAMS = ("pg_select", "anon_region", "hugetlb_faults", "pg_connect", "nothing_shared",
-             "sparse_touch", "fault_floor")
+             "sparse_touch", "fault_floor", "pt_budget", "shared_mprotect", "mprotect_idle_guests",
+             "attach", "many_guests")
 
 
 def _run(name, options, folder):
