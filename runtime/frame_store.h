@@ -1,7 +1,7 @@
 // clang-format off
 // Where frames come from: one rung of the ladder of frames, as a factory of files.
 //
-//   kHuge     files of a tmpfs mounted huge=always that is attached nowhere: 2 MiB frames on first
+//   kHuge     files of a tmpfs mounted huge=within_size that is attached nowhere: 2 MiB frames on first
 //             touch, whatever shmem_enabled says but `deny`, without privilege (a user namespace
 //             makes the mount when the pager is not root)
 //   kHugetlb  hugetlb memfds: frames of the hugetlb pool, whose page tables the kernel shares

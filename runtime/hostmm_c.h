@@ -38,11 +38,11 @@ extern "C" {
 #endif
 
 struct hostmm_options {
-  size_t size;          /* sizeof(struct hostmm_options): for versions to come */
-  const char* socket;   /* socket of a running pager; NULL: $HOSTMM_SOCKET, else a pager of our own */
-  const char* program;  /* the hostmm program, to start a pager of our own; NULL: $HOSTMM_PROGRAM,
-                           else ../bin/hostmm and ./hostmm beside the library, else PATH */
-  const char* frames;   /* of a pager of our own: "auto", "huge", "hugetlb" or "base"; NULL: auto */
+  size_t size;        /* sizeof(struct hostmm_options): for versions to come */
+  const char* socket; /* socket of a running pager; NULL: $HOSTMM_SOCKET, else a pager of our own */
+  const char* program; /* the hostmm program, to start a pager of our own; NULL: $HOSTMM_PROGRAM,
+                          else ../bin/hostmm and ./hostmm beside the library, else PATH */
+  const char* frames;  /* of a pager of our own: "auto", "huge", "hugetlb" or "base"; NULL: auto */
 };
 
 /* Attaches this process to a pager: the one of `hostmm run` if it runs under it, the one at
@@ -50,12 +50,14 @@ struct hostmm_options {
  * may be NULL. May be called again; each call wants a hostmm_close. Not needed before hostmm_mmap,
  * which calls it with NULL.
  * ECONNREFUSED: nobody serves the socket. ENOENT: no hostmm program was found. EPROTO: the pager is
- * of another build. EBUSY: this process is attached to another pager. ENAMETOOLONG: the socket's path.
- * EINVAL: options->size or options->frames. ECHILD: the pager could not start, see hostmm_error(). */
+ * of another build. EBUSY: this process is attached to another pager. ENAMETOOLONG: the socket's
+ * path. EINVAL: options->size or options->frames. ECHILD: the pager could not start, see
+ * hostmm_error(). */
 int hostmm_open(const struct hostmm_options* options);
 
-/* The last one of as many calls as hostmm_open detaches this process. Its mappings stay, served by the
- * kernel with the protection that they have, and are plain from then on. ENOTCONN: it is not open. */
+/* The last one of as many calls as hostmm_open detaches this process. Its mappings stay, served by
+ * the kernel with the protection that they have, and are plain from then on. ENOTCONN: it is not
+ * open. */
 int hostmm_close(void);
 
 /* mmap. With MAP_SHARED|MAP_SHARED_PT (opt-in): addr, length and offset must be multiples of the
@@ -71,8 +73,8 @@ void* hostmm_mmap(void* addr, size_t length, int prot, int flags, int fd, off_t 
 /* munmap. The caller only; also of parts, down to 4 KiB (hugetlb: 2 MiB). */
 int hostmm_munmap(void* addr, size_t length);
 
-/* mremap. The caller only. What is moved or resized is shared again where its new address equals its
- * offset modulo the granule; data and protection stay. */
+/* mremap. The caller only. What is moved or resized is shared again where its new address equals
+ * its offset modulo the granule; data and protection stay. */
 void* hostmm_mremap(void* old_addr, size_t old_length, size_t new_length, int flags,
                     void* new_addr);
 
@@ -80,16 +82,18 @@ void* hostmm_mremap(void* old_addr, size_t old_length, size_t new_length, int fl
  * protection, as do those who map them later; a mapping from a read-only descriptor does without
  * PROT_WRITE. Parts down to 4 KiB (hugetlb: 2 MiB). Concurrent calls take effect in one order for
  * all. On other memory: mprotect.
- * EACCES: PROT_WRITE on memory that the caller has mapped from a read-only descriptor. EINVAL: addr or prot. ENOMEM:
- * a part is not mapped, or a process has no room for one more mapping (vm.max_map_count); then some
- * have the protection and some not: call again. ETIMEDOUT: a process has not done it in 8 s (it is
- * stopped, say); it will before its agent does anything else. ENOTCONN: the pager is gone. */
+ * EACCES: PROT_WRITE on memory that the caller has mapped from a read-only descriptor. EINVAL: addr
+ * or prot. ENOMEM: a part is not mapped, or a process has no room for one more mapping
+ * (vm.max_map_count); then some have the protection and some not: call again. ETIMEDOUT: a process
+ * has not done it in 8 s (it is stopped, say); it will before its agent does anything else.
+ * ENOTCONN: the pager is gone. */
 int hostmm_mprotect(void* addr, size_t length, int prot);
 
 /* madvise. On opt-in memory MADV_DONTNEED is a vote (pages leave the page tables when all mappers
  * have voted; data stays), MADV_REMOVE, MADV_PAGEOUT, MADV_COLD, MADV_WILLNEED, MADV_POPULATE_READ
  * and _WRITE act for all, MADV_HUGEPAGE and MADV_NOHUGEPAGE on all mappings of the range,
- * MADV_GUARD_INSTALL and _REMOVE are refused (EINVAL: a guard is one process's, the table is everybody's). */
+ * MADV_GUARD_INSTALL and _REMOVE are refused (EINVAL: a guard is one process's, the table is
+ * everybody's). */
 int hostmm_madvise(void* addr, size_t length, int advice);
 
 /* The unit of opt-in mappings in bytes: 2 MiB. */
@@ -102,10 +106,10 @@ int hostmm_is_shared(const void* addr);
 
 /* A named region: a file of the pager, as shm_open makes one. oflag: O_RDONLY or O_RDWR, with
  * O_CREAT, O_EXCL. With O_CREAT, `length` is its length (rounded up to the granule) and `mode` says
- * who may open it; without, both are ignored. RETURNS a descriptor (O_CLOEXEC) for hostmm_mmap or mmap; fstat tells the length.
- * The region lives until it is unlinked and nobody maps it, or the pager ends.
- * EINVAL: name is empty, longer than 63 bytes or has a '/', or length is 0. EEXIST, ENOENT, EACCES:
- * as open. ENOSPC: the frames cannot be had. ENOTCONN. */
+ * who may open it; without, both are ignored. RETURNS a descriptor (O_CLOEXEC) for hostmm_mmap or
+ * mmap; fstat tells the length. The region lives until it is unlinked and nobody maps it, or the
+ * pager ends. EINVAL: name is empty, longer than 63 bytes or has a '/', or length is 0. EEXIST,
+ * ENOENT, EACCES: as open. ENOSPC: the frames cannot be had. ENOTCONN. */
 int hostmm_shm_open(const char* name, int oflag, mode_t mode, size_t length);
 
 /* Removes the name. ENOENT; EACCES: neither the owner nor root. */

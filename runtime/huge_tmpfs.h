@@ -1,4 +1,4 @@
-// A tmpfs mounted huge=always, attached nowhere: only its descriptor keeps it alive.
+// A tmpfs mounted huge=within_size, attached nowhere: only its descriptor keeps it alive.
 #ifndef HOSTMM_RUNTIME_HUGE_TMPFS_H_
 #define HOSTMM_RUNTIME_HUGE_TMPFS_H_
 

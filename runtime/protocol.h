@@ -121,8 +121,8 @@ using Share = uint32_t;
 
 // What an adopted file turned out to be.
 enum class Adopted : uint64_t {
-  kForeign = 0,   // somebody else's: the kernel serves its holes
-  kOwn = 1,       // one of the pager's named files: registered, its holes come to the pager
+  kForeign = 0,  // somebody else's: the kernel serves its holes
+  kOwn = 1,      // one of the pager's named files: registered, its holes come to the pager
   kOwnHugetlb = 2,
 };
 

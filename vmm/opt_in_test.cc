@@ -144,7 +144,8 @@ TEST_F(OptInTest, WhoComesLaterFindsWhatWasSetForAll) {
   // And in turn, also when the one who has set it is gone.
   ASSERT_EQ(Unmap(a_, {0, 100}), TableStatus::kOk);
   ASSERT_EQ(Map(c_, {15, 20}, Access::kNone), TableStatus::kOk);
-  EXPECT_EQ(MapOf(c_), (Lines{{15, 5, Access::kNone}, {20, 10, kReadOnly}, {30, 5, Access::kNone}}));
+  EXPECT_EQ(MapOf(c_),
+            (Lines{{15, 5, Access::kNone}, {20, 10, kReadOnly}, {30, 5, Access::kNone}}));
 }
 
 // A reader that comes first takes nothing from a writer.

@@ -1,5 +1,5 @@
-// The access that a protect for all has given to the pages of a file (I13): what a new opt-in mapper
-// (MAP_SHARED_PT) finds and takes over.
+// The access that a protect for all has given to the pages of a file (I13): what a new opt-in
+// mapper (MAP_SHARED_PT) finds and takes over.
 //
 // Memory:  nothing is stored; the regions of the mm say it. When the last opt-in region of a page
 //          goes, its access is forgotten.
@@ -35,8 +35,8 @@ struct Leaving {
 };
 
 // The runs, gapless and in order, with which `spec` is to be mapped: its own access where it is not
-// opt-in or nothing is settled, that of the others elsewhere. REQUIRES: spec fits in the file; its mm
-// is alive.
+// opt-in or nothing is settled, that of the others elsewhere. REQUIRES: spec fits in the file; its
+// mm is alive.
 std::vector<AccessRun> RunsToMap(const SegmentView& view, const RegionSpec& spec,
                                  const Leaving& leaving);
 

@@ -15,8 +15,7 @@ std::string Text(const Parts&... parts) {
 
 bool Continues(const ModelMapping& a, const ModelMapping& b) {
   return a.mm == b.mm && a.file_page + 1 == b.file_page && a.access == b.access &&
-         a.mapped_access == b.mapped_access &&
-         ((a.flags ^ b.flags) & ~uint32_t{kSettled}) == 0;
+         a.mapped_access == b.mapped_access && ((a.flags ^ b.flags) & ~uint32_t{kSettled}) == 0;
 }
 
 bool IsPresent(const ModelEntry& entry) {

@@ -119,7 +119,7 @@ Attempt EnterUserNamespace() {
 UniqueFd OpenHugeTmpfsFile() {
   const UniqueFd context(fsopen("tmpfs", FSOPEN_CLOEXEC));
   if (!context.ok()) return UniqueFd();
-  if (fsconfig(context.get(), FSCONFIG_SET_STRING, "huge", "always", 0) != 0 ||
+  if (fsconfig(context.get(), FSCONFIG_SET_STRING, "huge", "within_size", 0) != 0 ||
       fsconfig(context.get(), FSCONFIG_SET_STRING, "size", "8m", 0) != 0 ||
       fsconfig(context.get(), FSCONFIG_CMD_CREATE, nullptr, nullptr, 0) != 0) {
     return UniqueFd();

@@ -46,7 +46,7 @@ struct HugeFrameFeatures {
       shmem_enabled;       // the active word; nullopt: a kernel without huge pages for shmem
   Attempt user_namespace;  // tried when not root
   std::optional<int64_t> user_namespaces_sysctl;  // user.max_user_namespaces
-  Attempt tmpfs;                                  // a tmpfs with huge=always, and a file in it
+  Attempt tmpfs;                                  // a tmpfs with huge=within_size, and a file in it
   uint64_t huge_bytes = 0;  // mapped huge after touching one 2 MiB block of it
 };
 

@@ -65,6 +65,23 @@ void RecordMoveLocked(const Region& window, uint64_t old_va, uint64_t old_bytes)
   }
 }
 
+// All regions in [from, from + bytes) are at `to` now, each as far from the start as it was.
+void RecordMovesLocked(uint64_t from, uint64_t bytes, uint64_t to) {
+  const uint64_t end = from + bytes;
+  for (;;) {
+    const Region* next = g_client.regions.FindNext(from);
+    if (next == nullptr || next->va >= end) return;
+    Region part = *next;
+    const uint64_t part_from = part.va > from ? part.va : from;
+    const uint64_t part_end = part.va + part.bytes < end ? part.va + part.bytes : end;
+    part.offset += part_from - part.va;
+    part.bytes = part_end - part_from;
+    part.va = to + (part_from - from);
+    // Takes the old one out of the table.
+    RecordMoveLocked(part, part_from, part.bytes);
+  }
+}
+
 // `window` is a second one of opt-in memory that stays at `first_va`. RETURNS its address or
 // -errno; then it is not there.
 long RecordSecondWindowLocked(const Region& window, uint64_t first_va) {
@@ -136,8 +153,8 @@ long Remap(uint64_t old_addr, uint64_t old_bytes, uint64_t new_bytes, int flags,
   long got = CallKernel(move);
   // Adopted memory is not watched: there the kernel's answer is that of plain Linux.
   const bool parts = got == -EFAULT && moves_ours && source.kind != RegionKind::kAdopted &&
-                     old_whole == new_whole &&
-                     (move.flags & MREMAP_FIXED) != 0 && IsWhollyMapped(old_addr, old_whole);
+                     old_whole == new_whole && (move.flags & MREMAP_FIXED) != 0 &&
+                     IsWhollyMapped(old_addr, old_whole);
   if (parts) {
     const bool hugetlb = source.kind == RegionKind::kOwnHugetlb;
     got = MoveInParts({old_addr, old_whole, new_whole, move.flags, move.to},
@@ -150,9 +167,9 @@ long Remap(uint64_t old_addr, uint64_t old_bytes, uint64_t new_bytes, int flags,
   window.va = static_cast<uint64_t>(got);
   if (window.va != old_addr) ForgetLocked(window.va, new_whole);
   if (!moves_ours) {
-    // More than one region, or a part that is none of ours. What has moved the kernel serves from
-    // now on; what was only named, or cut at its end, is where it was.
-    if (!keeps_old && window.va != old_addr) ForgetLocked(old_addr, old_whole);
+    // More than one region, or a part that is none of ours. What was only named, or cut at its end,
+    // is where it was.
+    if (!keeps_old && window.va != old_addr) RecordMovesLocked(old_addr, old_whole, window.va);
     if (window.va == old_addr && new_whole < old_whole) {
       ForgetLocked(old_addr + new_whole, old_whole - new_whole);
     }

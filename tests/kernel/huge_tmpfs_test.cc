@@ -1,5 +1,5 @@
-// Huge frames without a system setting: a detached tmpfs with huge=always (facts F8, F9, F12a,
-// F12b).
+// Huge frames without a system setting: a detached tmpfs with huge=within_size (facts F8, F9,
+// F12a, F12b).
 
 #include <gtest/gtest.h>
 #include <sys/mman.h>
@@ -131,12 +131,12 @@ TEST_P(TmpfsLimitTest, SizeAndInodeLimits) {
     CHILD_CHECK(stats.f_blocks == 0 && stats.f_files == 0);
 
     // 1,000 GiB: more than the machines that run this have.
-    const ScopedFd large = mount({.huge = "always", .size = "1000g", .nr_inodes = ""});
+    const ScopedFd large = mount({.huge = "within_size", .size = "1000g", .nr_inodes = ""});
     CHILD_CHECK(large.valid() && fstatfs(large.get(), &stats) == 0);
     CHILD_CHECK(stats.f_blocks == (uint64_t{1000} << 30) / kPage);
 
     // The default is half of memory: too little for a database of the size of the machine.
-    const ScopedFd standard = mount({.huge = "always", .size = "", .nr_inodes = ""});
+    const ScopedFd standard = mount({.huge = "within_size", .size = "", .nr_inodes = ""});
     CHILD_CHECK(standard.valid() && fstatfs(standard.get(), &stats) == 0);
     const uint64_t total_pages = MeminfoKib("MemTotal") / 4;
     CHILD_CHECK(stats.f_blocks <= total_pages / 2 + 1 && stats.f_blocks >= total_pages / 2 - 1);
@@ -151,6 +151,20 @@ INSTANTIATE_TEST_SUITE_P(Who, TmpfsLimitTest, ::testing::Values(Identity::kSame,
                          [](const auto& info) {
                            return info.param == Identity::kSame ? "Caller" : "Nobody";
                          });
+
+// The block in which a file ends gets small pages, so that what lies behind the end stays out of
+// reach. (With huge=always it is one huge frame, which is mapped whole.)
+TEST_F(HugeTmpfsTest, NothingBehindTheEndOfAFile) {
+  constexpr size_t kFileBytes = kBlock + kBlock / 2;
+  const ScopedFd file = HugeTmpfsFile(kFileBytes);
+  const ScopedMapping mapping = ScopedMapping::SharedFile(file.get(), 2 * kBlock);
+  ASSERT_TRUE(mapping.ok());
+  WriteByte(mapping.block(0), 1);
+  WriteByte(mapping.block(1), 1);
+  EXPECT_EQ(PmdMappedKib(mapping.data()), int64_t{kBlock >> 10});
+  EXPECT_NE(madvise(mapping.block(0) + kFileBytes, kPage, MADV_POPULATE_WRITE), 0);
+  EXPECT_EQ(errno, EFAULT);
+}
 
 // F12a: the mapping that touches first decides, not the file.
 TEST_F(HugeTmpfsTest, NoHugePageMappingAllocatesSmallPages) {
@@ -204,8 +218,8 @@ TEST_F(HugeTmpfsTest, NoHugePageViewOfAHugeFrameUsesSmallEntries) {
 // what was left as small pages. A punched block gives the room back.
 TEST_F(HugeTmpfsTest, FullTmpfsIsAnErrnoForPopulate) {
   const size_t limit = 2 * kBlock + kBlock / 2;
-  const ScopedFd file =
-      HugeTmpfsFile(4 * kBlock, {.huge = "always", .size = std::to_string(limit), .nr_inodes = ""});
+  const ScopedFd file = HugeTmpfsFile(
+      4 * kBlock, {.huge = "within_size", .size = std::to_string(limit), .nr_inodes = ""});
   const ScopedMapping mapping = ScopedMapping::SharedFile(file.get(), 4 * kBlock);
   ASSERT_TRUE(mapping.ok());
   ASSERT_EQ(madvise(mapping.block(0), 2 * kBlock, MADV_POPULATE_WRITE), 0);

@@ -53,11 +53,12 @@ TEST(LastWordsTest, ChildrenAnnouncedBeforeTheEndAreKnown) {
 
   // The parent is gone, and each of its two children has what it had.
   std::optional<Census> census;
-  EXPECT_TRUE(PollUntil(Deadline(kStepDeadline), [&] {
-    census = pager.Take();
-    return census.has_value() && census->guests == 2 && census->regions == 2;
-  })) << "guests "
-      << (census.has_value() ? census->guests : 0);
+  EXPECT_TRUE(PollUntil(Deadline(kStepDeadline),
+                        [&] {
+                          census = pager.Take();
+                          return census.has_value() && census->guests == 2 && census->regions == 2;
+                        }))
+      << "guests " << (census.has_value() ? census->guests : 0);
   for (const int end : {first[0], second[0]}) close(end);
 }
 

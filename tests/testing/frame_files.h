@@ -1,7 +1,7 @@
 // tests/testing/frame_files.h
 //
-// The files whose pages serve as frames: a file on a detached huge=always tmpfs, a memfd, a hugetlb
-// memfd.
+// The files whose pages serve as frames: a file on a detached huge=within_size tmpfs, a memfd, a
+// hugetlb memfd.
 //
 // Units:    bytes; a file has the size asked for and no pages.
 // Owner:    the caller owns the descriptor; the file has no name and dies with its last descriptor
@@ -19,7 +19,7 @@ namespace hostmm::test {
 
 // What is asked of a tmpfs; an empty string leaves the kernel's default.
 struct TmpfsOptions {
-  std::string huge = "always";
+  std::string huge = "within_size";
   std::string size = "0";       // "0": no limit
   std::string nr_inodes = "0";  // "0": no limit
 };

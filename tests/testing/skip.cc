@@ -72,7 +72,7 @@ std::string WhyNoUserfaultfd(uint64_t features) {
 std::string WhyNoHugeTmpfs() {
   if (std::string why = WhyNoShmemThp(); !why.empty()) return why;
   const ScopedFd file = HugeTmpfsFile(kBlock);
-  if (!file.valid()) return Refused("needs a huge=always tmpfs (root or user namespaces)");
+  if (!file.valid()) return Refused("needs a huge=within_size tmpfs (root or user namespaces)");
   if (!HasFreeHugeFrame()) return "needs unfragmented memory: no free 2 MiB in /proc/buddyinfo";
   return "";
 }

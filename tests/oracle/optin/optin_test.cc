@@ -2,7 +2,8 @@
 // every byte compared. What differs is shortened and printed as C++.
 //
 // Usage: optin_test HOSTMM LIBRARY OPTIN_GUEST
-// HOSTMM_OPTIN_PROGRAMS: how many (60); HOSTMM_OPTIN_SEED: the first one. The long run:
+// HOSTMM_OPTIN_PROGRAMS: how many (60); HOSTMM_OPTIN_SEED: the first one; HOSTMM_OPTIN_KNOWN=1:
+// with what hostmm is known to do otherwise (program.h). The long run:
 //   HOSTMM_OPTIN_PROGRAMS=5000 tools/bazel run //tests/oracle/optin:optin_test
 #include <algorithm>
 #include <chrono>
@@ -32,6 +33,10 @@ constexpr auto kShortening = std::chrono::seconds(20);
 uint64_t FromEnvironment(const char* name, uint64_t otherwise) {
   const char* value = getenv(name);
   return value == nullptr ? otherwise : strtoull(value, nullptr, 10);
+}
+
+Known TheKnown() {
+  return getenv("HOSTMM_OPTIN_KNOWN") == nullptr ? Known::kLeftOut : Known::kTaken;
 }
 
 // Without what has nothing to do.
@@ -115,7 +120,7 @@ TEST_F(OptinOracleTest, ProgramsDoWhatTheModelSays) {
   const uint64_t count = FromEnvironment("HOSTMM_OPTIN_PROGRAMS", 60);
   size_t steps_taken = 0;
   for (uint64_t seed = first; seed < first + count; ++seed) {
-    const Steps steps = Effective(GenerateSteps(seed, kSteps));
+    const Steps steps = Effective(GenerateSteps(seed, kSteps, TheKnown()));
     const std::string difference = Differ(steps, Mistake::kNone);
     steps_taken += steps.size();
     if (difference.empty()) continue;
@@ -135,7 +140,7 @@ TEST_F(OptinOracleTest, FindsTheMistakesOfAModel) {
     // More than enough programs.
     Steps found;
     for (uint64_t seed = 1; seed < 30 && found.empty(); ++seed) {
-      const Steps steps = Effective(GenerateSteps(seed, kSteps));
+      const Steps steps = Effective(GenerateSteps(seed, kSteps, TheKnown()));
       if (!Differ(steps, mistake).empty()) found = Shorten(steps, mistake);
     }
     ASSERT_FALSE(found.empty()) << static_cast<int>(mistake);

@@ -28,16 +28,13 @@ uint32_t DrawPages(std::mt19937_64& random) {
   return kLengths[random() % std::size(kLengths)];
 }
 
-uint32_t DrawMapNumber(std::mt19937_64& random) {
+uint32_t DrawMapNumber(std::mt19937_64& random, Known known) {
   // Mostly opt-in: the rest is there to be in the way.
   const uint32_t how = random() % 3 == 0 ? random() % static_cast<uint32_t>(MapHow::kHows) : 0;
-  // Opt-in mappers ask for all that they can have. If some asked for less, what a newcomer gets
-  // would hang on whether a protection that was set back counts as one that was never set, which
-  // the semantics leave open (RegionAttributes::MergedWith).
-  const auto asked = static_cast<MapHow>(how);
-  const bool for_all = asked == MapHow::kOptIn || asked == MapHow::kDedicated;
-  const uint32_t prot = for_all || random() % 3 != 0 ? 2 : random() % 3;
-  return how | prot << 8;
+  // Mostly writable.
+  const uint32_t prot = random() % 3 == 0 ? random() % 3 : 2;
+  const bool free = known == Known::kTaken || static_cast<MapHow>(how) == MapHow::kPlain;
+  return how | (free ? prot : 2) << 8;
 }
 
 }  // namespace
@@ -58,7 +55,7 @@ PageRange RangeOf(const Step& step) {
   return {first, std::min(std::max(step.pages, 1u), kSlotPages - first)};
 }
 
-Steps GenerateSteps(uint64_t seed, size_t count) {
+Steps GenerateSteps(uint64_t seed, size_t count, Known known) {
   std::mt19937_64 random(seed);
   std::discrete_distribution<uint32_t> kinds(std::begin(kWeights), std::end(kWeights));
   Steps steps;
@@ -71,7 +68,7 @@ Steps GenerateSteps(uint64_t seed, size_t count) {
     step.page = step.what == Do::kMap ? (random() % kSlotBlocks) << 8 | random() % kFileBlocks
                                       : DrawPage(random);
     step.pages = DrawPages(random);
-    step.number = step.what == Do::kMap    ? DrawMapNumber(random)
+    step.number = step.what == Do::kMap    ? DrawMapNumber(random, known)
                   : step.what == Do::kMove ? DrawPage(random)
                                            : 1 + random() % 200;
     steps.push_back(step);
