@@ -22,9 +22,7 @@
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
-#include <sys/resource.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 #include <cstdint>
@@ -33,6 +31,7 @@
 #include <vector>
 
 #include "benchmarks/driver_steps.h"
+#include "benchmarks/own_counters.h"
 #include "benchmarks/plain_frames.h"
 
 #ifndef MAP_SHARED_PT
@@ -64,18 +63,6 @@ struct Result {
   uint64_t later;     // faults of a touch of each page afterwards
   uint64_t wrong;     // pages that did not hold what was written
 };
-
-uint64_t NowNs() {
-  timespec now;
-  clock_gettime(CLOCK_MONOTONIC, &now);
-  return static_cast<uint64_t>(now.tv_sec) * 1'000'000'000 + static_cast<uint64_t>(now.tv_nsec);
-}
-
-uint64_t MinorFaults() {
-  rusage usage;
-  getrusage(RUSAGE_SELF, &usage);
-  return static_cast<uint64_t>(usage.ru_minflt);
-}
 
 // The library's, found as a program does that also runs without it.
 int OpenNamed(int flags, uint64_t bytes) {

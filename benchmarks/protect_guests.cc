@@ -27,9 +27,7 @@
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
-#include <sys/resource.h>
 #include <sys/syscall.h>
-#include <time.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -38,6 +36,7 @@
 #include <vector>
 
 #include "benchmarks/driver_steps.h"
+#include "benchmarks/own_counters.h"
 #include "benchmarks/plain_frames.h"
 
 #ifndef MAP_SHARED_PT
@@ -74,18 +73,6 @@ struct Region {
 Control* g_control;
 Region g_region;
 int g_zero;  // /dev/zero
-
-uint64_t NowNs() {
-  timespec now;
-  clock_gettime(CLOCK_MONOTONIC, &now);
-  return static_cast<uint64_t>(now.tv_sec) * 1'000'000'000 + static_cast<uint64_t>(now.tv_nsec);
-}
-
-uint64_t MinorFaults() {
-  rusage usage;
-  getrusage(RUSAGE_SELF, &usage);
-  return static_cast<uint64_t>(usage.ru_minflt);
-}
 
 long Futex(int op, int32_t value) {
   return syscall(SYS_futex, &g_control->pending, op, value, nullptr, nullptr, 0);

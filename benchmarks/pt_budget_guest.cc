@@ -17,9 +17,7 @@
 // Steps: "filled" (nothing read by the child yet), "timed" (with what was measured).
 
 #include <sys/mman.h>
-#include <sys/resource.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -30,6 +28,7 @@
 #include <string>
 
 #include "benchmarks/driver_steps.h"
+#include "benchmarks/own_counters.h"
 
 namespace hostmm::benchmarks {
 namespace {
@@ -41,18 +40,6 @@ constexpr uint64_t kUsedPerBlock = kPagesPerBlock - 4;
 constexpr uint64_t kReadsPerLook = 4096;
 
 uint64_t Stamp(uint64_t page) { return (page + 1) * 0x9e3779b97f4a7c15; }
-
-uint64_t NowNs() {
-  timespec now;
-  clock_gettime(CLOCK_MONOTONIC, &now);
-  return static_cast<uint64_t>(now.tv_sec) * 1'000'000'000 + static_cast<uint64_t>(now.tv_nsec);
-}
-
-uint64_t MinorFaults() {
-  rusage usage;
-  getrusage(RUSAGE_SELF, &usage);
-  return static_cast<uint64_t>(usage.ru_minflt);
-}
 
 // The offset of the `index`-th page that is used.
 uint64_t OffsetOf(uint64_t index) {

@@ -1,29 +1,17 @@
 #include "benchmarks/touch_timer.h"
 
 #include <sched.h>
-#include <sys/resource.h>
-#include <time.h>
 
 #include <algorithm>
 #include <numeric>
 #include <vector>
 
+#include "benchmarks/own_counters.h"
+
 namespace hostmm::benchmarks {
 namespace {
 
 constexpr uint64_t kPageBytes = 4096;
-
-uint64_t NowNs() {
-  timespec now;
-  clock_gettime(CLOCK_MONOTONIC, &now);
-  return static_cast<uint64_t>(now.tv_sec) * 1'000'000'000 + static_cast<uint64_t>(now.tv_nsec);
-}
-
-uint64_t MinorFaults() {
-  rusage usage;
-  getrusage(RUSAGE_SELF, &usage);
-  return static_cast<uint64_t>(usage.ru_minflt);
-}
 
 }  // namespace
 
