@@ -269,6 +269,9 @@ void ReplaceAgent() {
 // One thread at a time replaces the agent, which has one stack. Another that comes meanwhile leaves
 // word, because the new agent may have been started before its change.
 void CredentialsChanged() {
+  // A vfork child has its parent's memory, and with it lock and state, but no agent to replace; nor
+  // has a raw clone.
+  if (CurrentPhase() == Phase::kAttached && g_client.pid != raw::Call(SYS_getpid)) return;
   {
     GuestLockHolder hold(g_client.lock);
     LeaveIfClonedLocked();

@@ -143,8 +143,13 @@ void Look(int channel, WatchedBoard* watched) {
   board::Order order;
   {
     AgentLockHolder hold(g_client.lock);
-    // Gone off: the pager may have given this guest's slot to another.
-    if (CurrentPhase() != Phase::kAttached) return;
+    // Gone off: the pager may have given this guest's slot to another. The program may have closed
+    // the client's descriptor before the client could end the stream; all others would wait for
+    // this guest as long as the agent's copy keeps it open.
+    if (CurrentPhase() != Phase::kAttached) {
+      raw::Call(SYS_shutdown, channel, SHUT_RDWR);
+      return;
+    }
     // Read under the lock: a mapping that is made meanwhile waits, and gets what holds by then.
     if (!ReadOrder(*watched, &order) || order.sequence == watched->done) return;
     error = CarryOutLocked(order, watched->mm);

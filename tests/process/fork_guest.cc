@@ -189,13 +189,16 @@ HOSTMM_CASE(SpawnAndVfork) {
   Say("spawned: %d", WaitFor(pid));
   pid = vfork();
   if (pid == 0) {
-    at[3 * kMib] = 3;  // a hole, touched in the parent's address space
+    at[3 * kMib] = 3;                      // a hole, touched in the parent's address space
+    if (setgid(getegid()) != 0) _exit(2);  // as who starts a program as another user does
     execv(argv[0], argv.data());
     _exit(1);
   }
   Say("vforked: %d, sees %d", WaitFor(pid), at[3 * kMib]);
   at[5 * kMib] = 5;
   ExpectManaged(at);
+  // The parent is attached as before.
+  ExpectManaged(MustMapShared(kManagedBytes));
 }
 
 namespace {

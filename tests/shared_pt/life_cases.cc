@@ -1,9 +1,12 @@
 // The rows fork, exec, exit, msync, looking in from outside, and the end of the file.
+#include <signal.h>
 #include <sys/mman.h>
 #include <sys/ptrace.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
 #include <unistd.h>
+
+#include <chrono>
 
 #include "tests/shared_pt/world.h"
 
@@ -54,6 +57,31 @@ OPT_IN_CASE(ForkSharesAtOnce, kEvery) {
   Want(world.self().Protect(at, world.bytes(), kReadWrite), "ok");
   Want(second.Write(at), "ok");
   Want(child.Write(at), "ok");
+}
+
+// Daemons close all descriptors that they do not know. Such a process has left the others, who do
+// not wait for it.
+OPT_IN_CASE(WhoClosesAllDescriptorsDelaysNobody, kEvery) {
+  char* at = world.Map();
+  volatile char* const left = at + 2 * kBlock;
+  const pid_t child = fork();
+  if (child == 0) {
+    // For all: afterwards its agent is there, with descriptors of its own.
+    mprotect(at + 3 * kBlock, kBlock, PROT_READ);
+    closefrom(3);
+    // Its own affair by now: the library finds that it cannot reach anybody.
+    mprotect(at + 3 * kBlock, kBlock, PROT_READ | PROT_WRITE);
+    *left = 1;
+    for (;;) pause();
+  }
+  Want(Eventually([left] { return *left == 1; }) ? "left" : "still there", "left");
+  const auto start = std::chrono::steady_clock::now();
+  Want(world.self().Protect(at, kBlock, PROT_READ), "ok");
+  const auto took = std::chrono::steady_clock::now() - start;
+  // An operation gives up on a member after 8 s.
+  Want(took < std::chrono::seconds(4) ? "at once" : "late", "at once");
+  MUST(kill(child, SIGKILL) == 0);
+  MUST(waitpid(child, nullptr, 0) == child);
 }
 
 // A child of a child protects for all of them.
