@@ -13,7 +13,6 @@
 #include "runtime/guest/client.h"
 #include "runtime/guest/client_state.h"
 #include "runtime/guest/raw_syscall.h"
-#include "runtime/region_flags.h"
 #include "runtime/uapi_compat.h"
 
 namespace hostmm::guest {
@@ -52,13 +51,6 @@ int NewUserfaultfd() {
     return -1;
   }
   return static_cast<int>(fd);
-}
-
-bool MapsOptIn() {
-  for (size_t i = 0; i < g_client.regions.size(); ++i) {
-    if ((g_client.regions[i].share & kRegionSharedPt) != 0) return true;
-  }
-  return false;
 }
 
 // Hands `uffd` (-1: none) over. The guest keeps no copy: when the pager dies,
@@ -127,10 +119,10 @@ void AttachChildLocked(int channel) {
   if (uffd >= 0) RegisterRegions(uffd);
   const AgentStart agent = StartAgent(g_client.channel);
   // All others would wait for this process whenever they change a protection.
-  const bool useless = agent == AgentStart::kRefused && MapsOptIn();
-  if (useless) GoOffLocked("it cannot have an agent thread");
-  if (useless && uffd >= 0) raw::Call(SYS_close, uffd);
-  if (useless) return;
+  if (agent == AgentStart::kRefused && g_client.regions.HasOptIn()) {
+    if (uffd >= 0) raw::Call(SYS_close, uffd);
+    return GoOffLocked("it cannot have an agent thread");
+  }
   if (HandOver(protocol::Kind::kChildAttach, uffd, agent) != Io::kOk) {
     return GoOffLocked("the pager is gone");
   }
@@ -259,7 +251,7 @@ void ReplaceAgent() {
   if (end == AgentEnd::kStillThere) return GoOffLocked("its agent does not end");
   protocol::Message note = NewMessage(protocol::Kind::kAgent);
   const AgentStart agent = StartAgent(g_client.channel);
-  if (agent == AgentStart::kRefused && MapsOptIn()) {
+  if (agent == AgentStart::kRefused && g_client.regions.HasOptIn()) {
     return GoOffLocked("it cannot have an agent thread any more");
   }
   note.value[0] = agent == AgentStart::kStarted ? 1 : 0;

@@ -164,7 +164,7 @@ void Look(int channel, WatchedBoard* watched) {
 void Release(WatchedBoard* watched) {
   raw::Call(SYS_munmap, watched->acks, watched->acks_bytes);
   raw::Call(SYS_close, watched->orders);
-  // Out of the epoll set with its last copy here? Not sure: the pager has the same open file.
+  // Closing would not take it out of the epoll set: the pager has the same open file.
   raw::Call(SYS_epoll_ctl, g_epoll, EPOLL_CTL_DEL, watched->bell, nullptr);
   raw::Call(SYS_close, watched->bell);
   *watched = {};

@@ -62,6 +62,7 @@ Piece NextPiece(uint64_t at, uint64_t end) {
 
 // All share flags that somebody has in [va, end).
 uint32_t ShareIn(uint64_t va, uint64_t end) {
+  if (!g_client.regions.HasOptIn()) return 0;
   GuestLockHolder hold(g_client.lock);
   uint32_t share = 0;
   while (va < end) {

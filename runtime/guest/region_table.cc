@@ -1,5 +1,7 @@
 #include "runtime/guest/region_table.h"
 
+#include "runtime/region_flags.h"
+
 namespace hostmm::guest {
 
 RegionTable::Change::Change(RegionTable* table) : table_(table) {
@@ -130,12 +132,15 @@ void RegionTable::DropDontFork() {
 void RegionTable::UpdateBounds() {
   uint64_t low = ~uint64_t{0};
   uint64_t high = 0;
+  bool opt_in = false;
   for (size_t i = 0; i < size_; ++i) {
     if (regions_[i].va < low) low = regions_[i].va;
+    opt_in = opt_in || (regions_[i].share & kRegionSharedPt) != 0;
     if (regions_[i].va + regions_[i].bytes > high) high = regions_[i].va + regions_[i].bytes;
   }
   __atomic_store_n(&low_, low, __ATOMIC_RELAXED);
   __atomic_store_n(&high_, high, __ATOMIC_RELAXED);
+  __atomic_store_n(&opt_in_, opt_in, __ATOMIC_RELAXED);
 }
 
 }  // namespace hostmm::guest

@@ -43,6 +43,9 @@ class RegionTable {
            va + bytes > __atomic_load_n(&low_, __ATOMIC_RELAXED) && OverlapsAny(va, va + bytes);
   }
 
+  // Whether any region is opt-in. Lock-free: programs that did not opt in pay one load for it.
+  bool HasOptIn() const { return __atomic_load_n(&opt_in_, __ATOMIC_RELAXED); }
+
   size_t size() const { return size_; }
   const Region& operator[](size_t i) const { return regions_[i]; }
   // Room for one more region, and for the extra one that a hole in the middle of another makes.
@@ -83,6 +86,7 @@ class RegionTable {
   uint64_t sequence_;  // written under the lock; readers without it compare before and after
   uint64_t low_;
   uint64_t high_;
+  bool opt_in_;  // as the bounds: brought up to date by each change
   size_t size_;
   Region regions_[kCapacity];
 };
