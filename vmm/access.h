@@ -59,8 +59,16 @@ enum class ShareMode : uint8_t { kUnshare = 0, kSharedPt = 1, kDedicated = 2 };
 // Where a file's frames come from: our huge tmpfs, a hugetlb memfd, a 4 KiB memfd, a file in memory
 // that is not ours, or a file of a filesystem that has its own page cache (ext4, xfs). A kForeign
 // file is the kernel's: it is in the tables for what its regions allow, but none of its tables is
-// shared and none of its blocks collapsed.
-enum class FrameKind : uint8_t { kHuge = 0, kHugetlb = 1, kBase = 2, kAdopted = 3, kForeign = 4 };
+// shared and none of its blocks collapsed. kSnapshot is no file: the frames of another mm as they
+// were at one moment (cow_tables.h).
+enum class FrameKind : uint8_t {
+  kHuge = 0,
+  kHugetlb = 1,
+  kBase = 2,
+  kAdopted = 3,
+  kForeign = 4,
+  kSnapshot = 5,
+};
 
 // Whose faults are none of ours: the kernel serves the holes of files that it knew before us.
 constexpr bool IsServedByKernel(FrameKind frames) {

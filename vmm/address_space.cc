@@ -3,7 +3,6 @@
 #include <cassert>
 
 #include "vmm/attachments.h"
-#include "vmm/mm_directory.h"
 #include "vmm/record_pool.h"
 #include "vmm/rmap.h"
 #include "vmm/table_sharing.h"
@@ -68,7 +67,7 @@ void AddressSpace::RemoveRegion(RecordIndex region) {
   RegionPool(segment_).GiveBack(region);
 }
 
-void AddressSpace::Settle(MmId mm, std::vector<MmId>* released) {
+void AddressSpace::Settle(MmId mm, Released* released) {
   const RecordIndex attachment = FindAttachment(segment_, *guest_, mm);
   if (attachment == kNullRecord) return;
   if (segment_.attachment(attachment)->regions.Load() != 0) {
@@ -154,7 +153,7 @@ TableStatus AddressSpace::Map(const RegionSpec& spec) {
   return TableStatus::kOk;
 }
 
-TableStatus AddressSpace::Unmap(AddrRange range, std::vector<MmId>* released) {
+TableStatus AddressSpace::Unmap(AddrRange range, Released* released) {
   if (SplitsAt(range) > RegionPool(segment_).available()) return TableStatus::kNoSpace;
   SplitAt(range.start);
   SplitAt(range.end);
@@ -209,7 +208,7 @@ TableStatus AddressSpace::Flag(AddrRange range, uint32_t set, uint32_t clear) {
   });
 }
 
-TableStatus AddressSpace::Move(AddrRange from, AddrRange to, std::vector<MmId>* released) {
+TableStatus AddressSpace::Move(AddrRange from, AddrRange to, Released* released) {
   const RegionRecord* record = RecordAt(from.start);
   assert(record != nullptr);
   const Region old = LoadRegion(*record);
@@ -259,7 +258,7 @@ TableStatus AddressSpace::CopyFrom(const AddressSpace& parent) {
   }
   ForEachRegionRecord(segment_, *parent.guest_, [&](const RegionRecord& record) {
     const Region region = LoadRegion(record);
-    if ((region.flags & kDontFork) != 0) return;
+    if ((region.flags & (kDontFork | kCow)) != 0) return;
     RecordIndex attachment = FindAttachment(segment_, *guest_, region.mm);
     if (attachment == kNullRecord) attachment = Attach(segment_, id_, region.mm);
     AddRegion({region.va, region.length, region.mm, region.file_page, region.access, region.flags},
@@ -278,7 +277,7 @@ TableStatus AddressSpace::CopyFrom(const AddressSpace& parent) {
   return TableStatus::kOk;
 }
 
-void AddressSpace::UnmapAll(std::vector<MmId>* released) {
+void AddressSpace::UnmapAll(Released* released) {
   while (const RecordIndex root = guest_->regions.LoadLow()) RemoveRegion(root);
   while (const AttachmentRecord* record = segment_.attachment(guest_->attachments.LoadLow())) {
     Settle({record->mm.LoadLow(), record->mm.LoadHigh()}, released);

@@ -14,6 +14,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "vmm/mm_directory.h"
 #include "vmm/region.h"
 #include "vmm/region_map.h"
 #include "vmm/segment.h"
@@ -36,7 +37,7 @@ class AddressSpace {
   // An opt-in region takes over the access of those that are there, and becomes several where that
   // differs. REQUIRES: IsFree(range of spec); the mm is alive.
   TableStatus Map(const RegionSpec& spec);
-  TableStatus Unmap(AddrRange range, std::vector<MmId>* released);
+  TableStatus Unmap(AddrRange range, Released* released);
   // Protect and Flag leave the pieces that they make; Tidy comes when a change has been made
   // everywhere, because what is merged half way forgets what only one half has.
   TableStatus Protect(AddrRange range, AccessSet access, AccessScope scope);
@@ -46,13 +47,13 @@ class AddressSpace {
   void Tidy(AddrRange range);
   // REQUIRES: `from` lies in one region, `to` does not overlap `from`, and an empty `from` names
   // the page to map again.
-  TableStatus Move(AddrRange from, AddrRange to, std::vector<MmId>* released);
+  TableStatus Move(AddrRange from, AddrRange to, Released* released);
   // Lengthens the region that ends at `end`; the new part of an opt-in region takes over access as
   // in Map. kOverlap.
   TableStatus Grow(GuestAddr end, PageCount by);
-  // Regions of `parent` that are not kDontFork. REQUIRES: this guest has no region.
+  // Regions of `parent` that are neither kDontFork nor kCow. REQUIRES: this guest has no region.
   TableStatus CopyFrom(const AddressSpace& parent);
-  void UnmapAll(std::vector<MmId>* released);
+  void UnmapAll(Released* released);
 
  private:
   RegionRecord* RecordAt(GuestAddr addr) const {
@@ -70,7 +71,7 @@ class AddressSpace {
   void RemoveRegion(RecordIndex region);
   // After regions of the mm were removed: refreshes the shares, or ends the attachment and then the
   // mm, as far as nothing needs them.
-  void Settle(MmId mm, std::vector<MmId>* released);
+  void Settle(MmId mm, Released* released);
   void SplitAt(GuestAddr va);
   void MergeAround(AddrRange range);
   // `change(attributes)` for each region of the range, split to fit it.

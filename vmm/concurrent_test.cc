@@ -1,6 +1,7 @@
 // One writer and several readers on one segment, as the pager and its guests: the readers look
 // pages up, walk everything and check the invariants while tables are freed and used again under
-// them. Meant for ThreadSanitizer (--config=tsan), and worth running without.
+// them, and snapshots are taken, written under and dropped. Meant for ThreadSanitizer
+// (--config=tsan), and worth running without.
 
 #include <gtest/gtest.h>
 
@@ -11,6 +12,7 @@
 #include <thread>
 #include <vector>
 
+#include "vmm/cow_tables.h"
 #include "vmm/fault_policy.h"
 #include "vmm/invariants.h"
 #include "vmm/test_segment.h"
@@ -24,15 +26,19 @@ using Clock = std::chrono::steady_clock;
 constexpr auto kRunTime = std::chrono::seconds(2);
 constexpr uint64_t kFilePages = 12 * kPagesPerBlock;
 constexpr int kMms = 3;
+constexpr size_t kSnapshots = 5;
+// Where the test puts the pre-image of page 0; the others follow, so that a frame tells its page.
+constexpr uint64_t kPreimages = 1'000'000;
 
 // Small, so that every table is soon reused for something else.
 constexpr SegmentConfig kConfig{
-    .max_guests = 16, .max_mms = 8, .max_regions = 64, .max_nodes = 64, .geometry = kSmallSpans};
+    .max_guests = 16, .max_mms = 16, .max_regions = 64, .max_nodes = 96, .geometry = kSmallSpans};
 
 // The ids that the writer publishes for the readers; generation and slot in one word.
 struct Published {
   std::atomic<uint64_t> mms[kMms] = {};
   std::atomic<uint64_t> guest = 0;
+  std::atomic<uint64_t> snapshot = 0;
 };
 
 template <class Id>
@@ -53,7 +59,15 @@ class Writer {
   }
 
   void Step() {
-    switch (random_() % 16) {
+    switch (random_() % 22) {
+      case 16:
+        return TakeSnapshot();
+      case 17:
+        return DropSnapshot();
+      case 18:
+      case 19:
+      case 20:
+        return FirstWrite();
       case 0:
         return AddGuest();
       case 1:
@@ -131,6 +145,30 @@ class Writer {
     tables_.PunchRange(mms_[random_() % kMms], FirstPageOf(BlockIndex(Block())),
                        PageCount(2 * kPagesPerBlock));
   }
+  void TakeSnapshot() {
+    MmId id;
+    if (snapshots_.size() == kSnapshots ||
+        CowTables(&tables_).Take(mms_[random_() % kMms], {}, &id) != TableStatus::kOk) {
+      return;
+    }
+    tables_.PinMm(id);
+    snapshots_.push_back(id);
+    published_.snapshot = Pack(id);
+  }
+  void DropSnapshot() {
+    if (snapshots_.empty()) return;
+    const size_t which = random_() % snapshots_.size();
+    ReleasedMms released;
+    tables_.UnpinMm(snapshots_[which], &released);
+    snapshots_.erase(snapshots_.begin() + which);
+    if (!snapshots_.empty()) published_.snapshot = Pack(snapshots_.front());
+  }
+  void FirstWrite() {
+    const FilePage page(Page());
+    uint32_t uses = 0;
+    CowTables(&tables_).Privatize(mms_[random_() % kMms], page, PageCount(1),
+                                  FrameNumber(kPreimages + page.value()), &uses);
+  }
   void Fault() {
     const FaultDecision decision =
         Decide(tables_, {.guest = Guest(), .addr = GuestAddr(Page() * kPageSize)}, Climate());
@@ -143,11 +181,13 @@ class Writer {
   std::mt19937_64 random_{1};  // NOLINT: the same run every time
   std::vector<GuestId> guests_;
   MmId mms_[kMms];
+  std::vector<MmId> snapshots_;
 };
 
 struct Tally {
   uint64_t lookups = 0;
   uint64_t found = 0;
+  uint64_t copied = 0;
   uint64_t unreadable = 0;
   uint64_t checks = 0;
   std::string problem;
@@ -156,7 +196,9 @@ struct Tally {
 // A page's entry may be any that it had during the lookup, never one of another page.
 void LookPageUp(const TableReader& reader, const Published& published, std::mt19937_64& random,
                 Tally* tally) {
-  const MmId mm = Unpack<MmId>(published.mms[random() % kMms].load());
+  const uint64_t which = random() % (kMms + 1);
+  const MmId mm =
+      Unpack<MmId>(which == kMms ? published.snapshot.load() : published.mms[which].load());
   const FilePage page(random() % kFilePages);
   const PageView view = random() % 2 == 0
                             ? reader.Lookup(mm, page)
@@ -165,6 +207,10 @@ void LookPageUp(const TableReader& reader, const Published& published, std::mt19
   tally->unreadable += view.state == PageState::kUnreadable;
   if (view.state == PageState::kEmpty || view.state == PageState::kUnreadable) return;
   ++tally->found;
+  if (view.state == PageState::kCopied) {
+    ++tally->copied;
+    if (which == kMms && view.frame.value() == kPreimages + page.value()) return;
+  }
   const uint64_t first = FirstPageOf(BlockFloor(page)).value();
   const bool own = view.frame.value() == page.value();
   if (own || (view.frame.value() == first && view.state != PageState::kPresentSmall)) return;
@@ -240,6 +286,7 @@ TEST(ConcurrentTest, ReadersBesideOneWriter) {
     EXPECT_EQ(tally.problem, "");
     EXPECT_GT(tally.lookups, 0u);
     EXPECT_GT(tally.found, 0u);
+    EXPECT_GT(tally.copied, 0u);
     // The writer frees tables in a fraction of its steps; a hundred attempts must nearly always do.
     EXPECT_LT(tally.unreadable, tally.lookups / 100 + 1);
   }

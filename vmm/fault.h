@@ -28,12 +28,16 @@ struct FaultEvent {
 };
 
 enum class FaultAction : uint8_t {
-  kPopulate,  // make frames for [first, first + count) with the given grain, Commit, then wake
-  kContinue,  // the frames exist: UFFDIO_CONTINUE [first, first + count) in this guest, Commit
-  kJoin,      // somebody else's populate covers it: park until that Commit, then wake
-  kWake,      // nothing to make: lift a write protection if the kind was that, and wake
-  kDeny,      // not ours to answer: unregister the range and wake, so that the kernel answers as
-              // without us
+  kPopulate,   // make frames for [first, first + count) with the given grain, Commit, then wake
+  kContinue,   // the frames exist: UFFDIO_CONTINUE [first, first + count) in this guest, Commit
+  kJoin,       // somebody else's populate covers it: park until that Commit, then wake
+  kWake,       // nothing to make: lift a write protection if the kind was that, and wake
+  kDeny,       // not ours to answer: unregister the range and wake, so that the kernel answers as
+               // without us
+  kPrivatize,  // first write since a snapshot: copy [first, first + count) to a pre-image frame,
+               // tell CowTables, take the pages away from the views, then let the writer go on
+  kUnprotect,  // lift the write protection of [first, first + count) in this guest, and wake
+  kView,       // a view of a snapshot: answer with what CowTables::Find says
 };
 
 // Why a decision is what it is. Every event has exactly one cause (invariant I7).
@@ -58,6 +62,10 @@ enum class FaultCause : uint8_t {
   kBeyondFile,      // inside a region, but behind the file's last page
   kForbidden,       // write-protect fault in a region that is not writable
   kAdoptedFile,     // adopted files are never registered; this one was
+  kFirstWrite,      // first write to the page since the newest snapshot
+  kPrivatized,      // its snapshots have a copy already
+  kViewTouch,       // touch of a snapshot's view
+  kLostSnapshot,    // touch of a view whose snapshot is lost
   kCount,
 };
 
@@ -87,6 +95,8 @@ struct FaultDecision {
   // huge frames.
   FilePage fallback_first{};
   PageCount fallback_count{};
+  // kContinue: map it write-protected, a snapshot shares it. The first write is an event then.
+  bool write_protect = false;
 };
 
 }  // namespace hostmm

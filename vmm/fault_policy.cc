@@ -6,6 +6,8 @@
 #include "vmm/page_table.h"
 #include "vmm/populate_flight.h"
 #include "vmm/region_map.h"
+#include "vmm/snapshot_list.h"
+#include "vmm/snapshot_tables.h"
 
 namespace hostmm {
 namespace {
@@ -297,6 +299,48 @@ FaultDecision DecideWriteProtect(const FaultPlace& place) {
                 OnlyThePage(place));
 }
 
+// What may be answered in one go: one page, or the block of a file that has nothing smaller.
+FaultDecision AnswerUnit(const FaultPlace& place, FrameKind frames, FaultAction action,
+                         FaultCause cause) {
+  const bool huge = frames == FrameKind::kHugetlb;
+  return Answer(place, action, cause, huge ? Grain::kHuge : Grain::kSmall,
+                huge ? BlockRange(place) : OnlyThePage(place));
+}
+
+// The file has snapshots: the kernel maps it write-protected where they share pages. What the
+// region allows is not asked. To privatize gives nobody a right, and the kernel looks again
+// afterwards; while to deny would end the watch over what the region may be allowed a moment later.
+FaultDecision DecideMinorFrozen(const FaultPlace& place, PageTable& table, bool shared) {
+  FaultDecision decision = DecideMinor(place, table);
+  if (decision.action != FaultAction::kContinue) return decision;  // in flight
+  const FrameKind frames = table.traits().frames;
+  if (!shared) {
+    return AnswerUnit(place, frames, FaultAction::kContinue, FaultCause::kPrivatized);
+  }
+  // A write to a private mapping never reaches the file: the kernel copies the page first.
+  const bool writes_to_file =
+      place.event.access == Access::kWrite && (place.region.flags & kPrivate) == 0;
+  if (writes_to_file) {
+    return AnswerUnit(place, frames, FaultAction::kPrivatize, FaultCause::kFirstWrite);
+  }
+  decision.write_protect = true;
+  return decision;
+}
+
+FaultDecision DecideWriteProtectFrozen(const FaultPlace& place, FrameKind frames, bool shared) {
+  if ((place.region.flags & kPrivate) != 0) {
+    return AnswerUnit(place, frames, FaultAction::kUnprotect, FaultCause::kWriteProtected);
+  }
+  return shared ? AnswerUnit(place, frames, FaultAction::kPrivatize, FaultCause::kFirstWrite)
+                : AnswerUnit(place, frames, FaultAction::kUnprotect, FaultCause::kPrivatized);
+}
+
+FaultDecision DecideView(const FaultPlace& place, const MmRecord& snapshot) {
+  if (!SourceOf(snapshot).valid()) return Deny(place.event, FaultCause::kLostSnapshot);
+  return AnswerUnit(place, MmTraits::Load(snapshot).live_frames, FaultAction::kView,
+                    FaultCause::kViewTouch);
+}
+
 FaultDecision DecideUncounted(const Segment& segment, const FaultEvent& event,
                               const Climate& climate) {
   const GuestRecord* guest = segment.Find(event.guest);
@@ -311,11 +355,15 @@ FaultDecision DecideUncounted(const Segment& segment, const FaultEvent& event,
   const FilePage page = region.PageAt(event.addr);
   if (page - FilePage(0) >= table.length()) return Deny(event, FaultCause::kBeyondFile);
   const FaultPlace place{event, climate, region.mm, region, page, BlockFloor(page)};
+  const FrameKind frames = table.traits().frames;
+  if (frames == FrameKind::kSnapshot) return DecideView(place, *mm);
+  const bool frozen = NewestSnapshotOf(segment, *mm) != nullptr;
+  const bool shared = frozen && IsLivePageShared(segment, *mm, page);
   switch (event.kind) {
     case FaultKind::kMinor:
-      return DecideMinor(place, table);
+      return frozen ? DecideMinorFrozen(place, table, shared) : DecideMinor(place, table);
     case FaultKind::kWriteProtect:
-      return DecideWriteProtect(place);
+      return frozen ? DecideWriteProtectFrozen(place, frames, shared) : DecideWriteProtect(place);
     case FaultKind::kMissing:
       break;
   }

@@ -34,6 +34,11 @@ struct Climate {
 // disjoint; entries that are present inside the range stay as they are. A MISSING fault on an entry
 // that is present is populated again (kRefill): to wake only would loop if a hole was punched
 // behind us.
+//
+// While a file has snapshots, a page that one of them shares is mapped write-protected only
+// (write_protect), and the first write to it is kPrivatize; one that none shares any more is
+// mapped, or released, alone (kPrivatized). A MISSING fault is populated as ever: in a region that
+// is also registered for minor faults the retry is one, and decides about the write.
 FaultDecision Decide(HostTables& tables, const FaultEvent& event, const Climate& climate);
 
 enum class Outcome : uint8_t {

@@ -42,6 +42,14 @@ std::string_view Name(FaultCause cause) {
       return "forbidden";
     case FaultCause::kAdoptedFile:
       return "adopted_file";
+    case FaultCause::kFirstWrite:
+      return "first_write";
+    case FaultCause::kPrivatized:
+      return "privatized";
+    case FaultCause::kViewTouch:
+      return "view_touch";
+    case FaultCause::kLostSnapshot:
+      return "lost_snapshot";
     case FaultCause::kCount:
       break;
   }
@@ -72,6 +80,16 @@ std::string_view Name(FaultCounter counter) {
       return "collapse_failures";
     case FaultCounter::kSmallMade:
       return "small_made";
+    case FaultCounter::kSnapshotsTaken:
+      return "snapshots_taken";
+    case FaultCounter::kTablesCopiedAtTake:
+      return "tables_copied_at_take";
+    case FaultCounter::kTablesCopiedLater:
+      return "tables_copied_later";
+    case FaultCounter::kPagesCopied:
+      return "pages_copied";
+    case FaultCounter::kSnapshotsLost:
+      return "snapshots_lost";
     case FaultCounter::kCount:
       break;
   }
@@ -80,8 +98,9 @@ std::string_view Name(FaultCounter counter) {
 
 uint64_t FaultStats::Denied() const {
   uint64_t sum = 0;
-  for (FaultCause cause : {FaultCause::kNoSuchGuest, FaultCause::kNoRegion, FaultCause::kBeyondFile,
-                           FaultCause::kForbidden, FaultCause::kAdoptedFile}) {
+  for (FaultCause cause :
+       {FaultCause::kNoSuchGuest, FaultCause::kNoRegion, FaultCause::kBeyondFile,
+        FaultCause::kForbidden, FaultCause::kAdoptedFile, FaultCause::kLostSnapshot}) {
     sum += Of(cause);
   }
   return sum;

@@ -29,6 +29,12 @@ enum class FaultCounter : uint8_t {
   kCollapses,      // blocks that became huge after they were filled
   kCollapseFailures,
   kSmallMade,  // small entries that became present
+  // Snapshots (cow_tables.h).
+  kSnapshotsTaken,
+  kTablesCopiedAtTake,  // the top of each, and all tables where they are fewer than the threshold
+  kTablesCopiedLater,   // by the first write to what a table covers
+  kPagesCopied,         // 4 KiB pages, each once for all snapshots that need it
+  kSnapshotsLost,
   kCount,
 };
 

@@ -38,7 +38,7 @@ TEST(FaultStatsTest, UnaccountedIsWhatTheCausesMiss) {
 TEST(FaultStatsTest, DeniedSumsTheDenyingCauses) {
   FaultStats stats;
   for (size_t i = 0; i < kFaultCauses; ++i) stats.values[i] = 1;
-  EXPECT_EQ(stats.Denied(), 5u);
+  EXPECT_EQ(stats.Denied(), 6u);
 }
 
 }  // namespace

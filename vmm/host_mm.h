@@ -16,9 +16,11 @@
 
 namespace hostmm {
 
-// MmRecord::traits: bits 0-7 frames, 8-15 reserved (0), 16-23 top level, 24-31 access, 32-63 uid.
+// MmRecord::traits: bits 0-7 frames, 8-15 frames of the live file, 16-23 top level, 24-31 access,
+// 32-63 uid.
 struct MmTraits {
   FrameKind frames = FrameKind::kHuge;
+  FrameKind live_frames = FrameKind::kHuge;  // of a snapshot: the kind of its source; else `frames`
   uint8_t top_level = 0;
   AccessSet access;  // upper bound of every entry's access (I4)
   uint32_t owner_uid = 0;

@@ -23,7 +23,7 @@ namespace hostmm {
 // "hostmmT1", little-endian.
 inline constexpr uint64_t kSegmentMagic = 0x3154'6d6d'7473'6f68;
 // Changes whenever a reader of the old layout would misread the new one.
-inline constexpr uint32_t kSegmentVersion = 2;
+inline constexpr uint32_t kSegmentVersion = 3;
 
 // A pool of equal records: a list of freed ones and a watermark below which all were used once.
 struct PoolState {
@@ -79,7 +79,13 @@ struct MmRecord {
   SharedWord in_flight;     // entries in flight, either level
   SharedWord name[4];       // 32 bytes, NUL-terminated
   SharedWord link;          // next free record
-  SharedWord reserved;
+  // Of a file: low: its newest snapshot, high: how many it has. Of a snapshot: low: the next older
+  // one, high: the next newer one.
+  SharedWord snapshots;
+  SharedWord source;  // of a snapshot: low: slot, high: generation; 0: lost
+  SharedWord taken;   // of a file: snapshots taken so far; of a snapshot: its number among them
+  SharedWord pages_copied;  // of a snapshot: pages that its own tables have copied entries for
+  SharedWord reserved[5];
 };
 
 struct RegionRecord {
@@ -105,7 +111,9 @@ struct AttachmentRecord {
   SharedWord reserved;
 };
 
-enum class NodeKind : uint8_t { kFree = 0, kTable = 1, kPrivateTop = 2 };
+// kSnapshot: a top of a snapshot, or a table that one or more snapshots of a file have instead of
+// the live one.
+enum class NodeKind : uint8_t { kFree = 0, kTable = 1, kPrivateTop = 2, kSnapshot = 3 };
 
 // Beside the nodes, so that nodes are nothing but entries.
 struct NodeRecord {
@@ -114,7 +122,7 @@ struct NodeRecord {
       fill;  // bits 0-15 live entries, 16-31 entries in flight, 32-39 touches; free: next free
 };
 
-static_assert(sizeof(GuestRecord) == 64 && sizeof(MmRecord) == 128);
+static_assert(sizeof(GuestRecord) == 64 && sizeof(MmRecord) == 192);
 static_assert(sizeof(RegionRecord) == 64 && sizeof(AttachmentRecord) == 64);
 static_assert(sizeof(NodeRecord) == 16);
 

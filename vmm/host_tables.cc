@@ -9,6 +9,7 @@
 #include "vmm/page_table.h"
 #include "vmm/record_pool.h"
 #include "vmm/rmap.h"
+#include "vmm/snapshot_tables.h"
 
 namespace hostmm {
 namespace {
@@ -108,6 +109,24 @@ bool HasRoomForSplits(const Segment& segment, const std::vector<Job>& jobs) {
 
 }  // namespace
 
+template <class Fn>
+TableStatus HostTables::Releasing(ReleasedMms* released, Fn operation) {
+  Released gone;
+  TableStatus status;
+  {
+    const WriteSection section(segment_);
+    status = operation(&gone);
+  }
+  released->insert(released->end(), gone.mms.begin(), gone.mms.end());
+  Report(gone.frames);
+  return status;
+}
+
+void HostTables::Report(const std::vector<FreedFrames>& frames) const {
+  if (!sink_) return;
+  for (const FreedFrames& run : frames) sink_(run.source, run.first, run.count);
+}
+
 TableStatus HostTables::CreateMm(const MmSpec& spec, MmId* id) {
   const WriteSection section(segment_);
   return MmDirectory(segment_).Create(spec, id);
@@ -132,10 +151,11 @@ TableStatus HostTables::UnpinMm(MmId id, ReleasedMms* released) {
   MmRecord* mm = segment_.Find(id);
   if (mm == nullptr) return TableStatus::kNoSuchMm;
   assert(mm->regions_pins.LoadHigh() != 0);
-  const WriteSection section(segment_);
-  mm->regions_pins.StoreHigh(mm->regions_pins.LoadHigh() - 1);
-  MmDirectory(segment_).ReleaseIfUnused(id, released);
-  return TableStatus::kOk;
+  return Releasing(released, [&](Released* gone) {
+    mm->regions_pins.StoreHigh(mm->regions_pins.LoadHigh() - 1);
+    MmDirectory(segment_).ReleaseIfUnused(id, gone);
+    return TableStatus::kOk;
+  });
 }
 
 TableStatus HostTables::AddGuest(int32_t pid, uint32_t uid, GuestId* id) {
@@ -172,10 +192,11 @@ TableStatus HostTables::SetGuestPid(GuestId id, int32_t pid) {
 
 TableStatus HostTables::RemoveGuest(GuestId id, ReleasedMms* released) {
   if (segment_.Find(id) == nullptr) return TableStatus::kNoSuchGuest;
-  const WriteSection section(segment_);
-  AddressSpace(segment_, id).UnmapAll(released);
-  GuestDirectory(segment_).Remove(id);
-  return TableStatus::kOk;
+  return Releasing(released, [&](Released* gone) {
+    AddressSpace(segment_, id).UnmapAll(gone);
+    GuestDirectory(segment_).Remove(id);
+    return TableStatus::kOk;
+  });
 }
 
 TableStatus HostTables::MapRegion(GuestId id, const RegionSpec& spec) {
@@ -194,8 +215,9 @@ TableStatus HostTables::UnmapRange(GuestId id, GuestAddr va, PageCount length,
                                    ReleasedMms* released) {
   if (segment_.Find(id) == nullptr) return TableStatus::kNoSuchGuest;
   if (!FitsInGuest(va, length)) return TableStatus::kBadRange;
-  const WriteSection section(segment_);
-  return AddressSpace(segment_, id).Unmap(RangeOf(va, length), released);
+  return Releasing(released, [&](Released* gone) {
+    return AddressSpace(segment_, id).Unmap(RangeOf(va, length), gone);
+  });
 }
 
 TableStatus HostTables::ProtectRange(GuestId id, GuestAddr va, PageCount length, AccessSet access) {
@@ -240,29 +262,33 @@ TableStatus HostTables::MoveRange(GuestId id, GuestAddr from, PageCount old_len,
   AddressSpace space(segment_, id);
   if (from == to && new_len <= old_len) {
     if (new_len == old_len) return TableStatus::kOk;
-    const WriteSection section(segment_);
-    return space.Unmap({new_range.end, old_range.end}, released);
+    return Releasing(released, [&](Released* gone) {
+      return space.Unmap({new_range.end, old_range.end}, gone);
+    });
   }
   const std::optional<Region> region = FindRegion(id, from);
   if (!region.has_value() || region->end() < from + touched ||
       !FitsInFile(region->PageAt(from), new_len)) {
     return TableStatus::kBadRange;
   }
-  const WriteSection section(segment_);
   if (from == to) {
     if (region->end() != old_range.end) return TableStatus::kOverlap;
+    const WriteSection section(segment_);
     return space.Grow(old_range.end, new_len - old_len);
   }
   if (old_range.start < new_range.end && new_range.start < from + touched) {
     return TableStatus::kBadRange;
   }
-  return space.Move(old_range, new_range, released);
+  return Releasing(released,
+                   [&](Released* gone) { return space.Move(old_range, new_range, gone); });
 }
 
 TableStatus HostTables::PunchRange(MmId id, FilePage first, PageCount count) {
   MmRecord* mm = segment_.Find(id);
   if (mm == nullptr) return TableStatus::kNoSuchMm;
-  if (!FitsInFile(first, count)) return TableStatus::kBadRange;
+  if (!FitsInFile(first, count) || MmTraits::Load(*mm).frames == FrameKind::kSnapshot) {
+    return TableStatus::kBadRange;
+  }
   const WriteSection section(segment_);
   return PageTable(segment_, mm).Punch(first, count);
 }
@@ -271,7 +297,9 @@ TableStatus HostTables::SetBlockCollapsed(MmId id, BlockIndex block) {
   MmRecord* mm = segment_.Find(id);
   if (mm == nullptr) return TableStatus::kNoSuchMm;
   PageTable table(segment_, mm);
-  if (!segment_.geometry().HasHugeLeaf() || table.traits().frames == FrameKind::kForeign ||
+  const FrameKind frames = table.traits().frames;
+  if (!segment_.geometry().HasHugeLeaf() || frames == FrameKind::kForeign ||
+      frames == FrameKind::kSnapshot ||
       block.value() >= BlockCeil(FilePage(0) + table.length()).value() || table.IsTail(block)) {
     return TableStatus::kBadRange;
   }

@@ -4,7 +4,8 @@
 //          arguments, brackets each operation for readers and delegates to the parts:
 //          guest_directory, region_map, mm_directory, page_table, table_sharing, rmap.
 // Units:   GuestAddr in bytes; PageCount and FilePage in 4 KiB pages.
-// Memory:  all state is in the segment; this object is a view of it, copying it copies no table.
+// Memory:  all state but the frame sink is in the segment; this object is a view of it, copying it
+//          copies no table.
 // Threads: the pager's loop thread only. Readers use TableReader.
 // Errors:  TableStatus; an operation that is refused has changed nothing.
 
@@ -13,6 +14,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <span>
 #include <vector>
@@ -27,6 +29,8 @@ namespace hostmm {
 // frames are the caller's to close. The ids are dead already.
 using ReleasedMms = std::vector<MmId>;
 
+struct FreedFrames;  // snapshot_tables.h
+
 class HostTables {
  public:
   using Config = SegmentConfig;
@@ -39,6 +43,13 @@ class HostTables {
     return HostTables(Segment::Format(zeroed_segment, config));
   }
 
+  // Called, after the operation, once for each table entry that has stopped naming pre-image frames
+  // [first, first + count) of `source`: of a snapshot that is gone or lost. Another table may still
+  // name them (FramePool counts that). It may be that `source` has been released by the same
+  // operation.
+  using FrameSink = std::function<void(MmId source, FrameNumber first, PageCount count)>;
+  void SetFrameSink(FrameSink sink) { sink_ = std::move(sink); }
+
   // Mms. A new mm has no region and no pin; it lives until an operation would leave it so again.
   // kBadRange: no length, or longer than the geometry can map. kNoSpace: no record or no table.
   TableStatus CreateMm(const MmSpec& spec, MmId* id);
@@ -46,13 +57,14 @@ class HostTables {
   TableStatus GrowMm(MmId id, PageCount length);
   // A pinned mm outlives its last region.
   TableStatus PinMm(MmId id);
-  // REQUIRES: pinned. Destroys the mm if this was the last pin and it has no region.
+  // REQUIRES: pinned by the caller; snapshots pin their source too. Destroys the mm if this was the
+  // last pin and it has no region.
   TableStatus UnpinMm(MmId id, ReleasedMms* released);
 
   // Guests. `pid` is 0 for a child that is not known yet.
   TableStatus AddGuest(int32_t pid, uint32_t uid, GuestId* id);
-  // The child gets the parent's regions, without those that are kDontFork, and shares every table
-  // that the parent shares: only tops are copied.
+  // The child gets the parent's regions, without those that are kDontFork or kCow, and shares every
+  // table that the parent shares: only tops are copied.
   TableStatus ForkGuest(GuestId parent, GuestId* child);
   TableStatus SetGuestPid(GuestId id, int32_t pid);
   TableStatus RemoveGuest(GuestId id, ReleasedMms* released);
@@ -85,10 +97,12 @@ class HostTables {
   // Also what a zap that all voted for is in the tables: an empty entry says that nothing is known
   // of the page, which is true while the data stays. There, too, a huge leaf that is hit in part is
   // split, though its frame stays whole until a collapse or a later fault says so. On hugetlb
-  // frames a part of a block is passed over.
+  // frames a part of a block is passed over. kBadRange: of a snapshot. What a snapshot shares must
+  // be privatized before the data goes.
   TableStatus PunchRange(MmId id, FilePage first, PageCount count);
   // The block is one huge frame now, whatever it was. kBusy: entries of it are in flight.
-  // kBadRange: not wholly inside the file, the file is kForeign, or the geometry has no such leaf.
+  // kBadRange: not wholly inside the file, the file is kForeign or a snapshot, or the geometry has
+  // no such leaf.
   TableStatus SetBlockCollapsed(MmId id, BlockIndex block);
 
   // Reading; see table_reader.h.
@@ -122,11 +136,17 @@ class HostTables {
 
   // For the other parts of vmm/ (fault_policy, tests). Nobody else writes.
   const Segment& segment() const { return segment_; }
+  // Gives them to the sink. Not inside an operation.
+  void Report(const std::vector<FreedFrames>& frames) const;
 
  private:
   explicit HostTables(const Segment& segment) : segment_(segment) {}
+  // One operation that may release mms, and what follows from it.
+  template <class Fn>
+  TableStatus Releasing(ReleasedMms* released, Fn operation);
 
   Segment segment_;
+  FrameSink sink_;
 };
 
 }  // namespace hostmm

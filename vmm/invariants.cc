@@ -10,6 +10,7 @@
 #include "vmm/host_mm.h"
 #include "vmm/node_allocator.h"
 #include "vmm/rmap.h"
+#include "vmm/snapshot_invariants.h"
 #include "vmm/table_sharing.h"
 
 namespace hostmm {
@@ -24,16 +25,19 @@ class Checker {
         in_tree_(size_t{view.config().max_regions} + 1),
         in_list_(size_t{view.config().max_regions} + 1),
         attached_(size_t{view.config().max_regions} + 1),
-        reached_(size_t{view.config().max_nodes} + 1) {}
+        reached_(size_t{view.config().max_nodes} + 1),
+        named_(size_t{view.config().max_nodes} + 1) {}
 
   std::vector<std::string> Run() {
     ForEachLiveGuest([this](GuestId id, const GuestRecord& guest) { CheckGuest(id, guest); });
     ForEachLiveMm([this](MmId id, const MmRecord& mm) { CheckMm(id, mm); });
     CheckLists();
+    CheckSnapshots();
     // The rule of sharing reads regions and attachments; it says nothing useful if those are wrong.
     if (problems_.empty()) {
       ForEachLiveMm([this](MmId id, const MmRecord& mm) { CheckSharing(id, mm); });
       ForEachLiveMm([this](MmId id, const MmRecord& mm) { CheckAgreement(id, mm); });
+      CheckUses();
     }
     CheckPools();
     CheckFaultAccounts();
@@ -98,10 +102,15 @@ class Checker {
     const SharedWord* entries;
     int level;
   };
-  void CheckPrivateTop(const CanonicalTop& mm, const AttachmentRecord& attachment,
-                       std::vector<uint32_t>* uses);
-  void CheckUse(MmId id, HostOffset table, uint32_t wanted);
-  void CheckUsesBelow(MmId id, HostOffset table, int level);
+  void CheckPrivateTop(const CanonicalTop& mm, const AttachmentRecord& attachment);
+  // Counts one entry, or one owner of a top, that names the table.
+  void Name(HostOffset table) { ++named_[view_.NodeAt(table)]; }
+  void CheckUses();
+  void CheckSnapshots();
+
+  static bool IsSnapshot(const MmRecord& mm) {
+    return MmTraits::Load(mm).frames == FrameKind::kSnapshot;
+  }
   void CheckPools();
   template <class LinkOf>
   void CheckPool(const char* name, const PoolState& pool, uint32_t capacity, LinkOf link_of);
@@ -109,10 +118,11 @@ class Checker {
 
   const SegmentView& view_;
   std::vector<std::string> problems_;
-  std::vector<bool> in_tree_;   // regions met in a guest's tree
-  std::vector<bool> in_list_;   // regions met in an mm's list
-  std::vector<bool> attached_;  // attachments met in a guest's list
-  std::vector<bool> reached_;   // nodes met in a table or as a top
+  std::vector<bool> in_tree_;    // regions met in a guest's tree
+  std::vector<bool> in_list_;    // regions met in an mm's list
+  std::vector<bool> attached_;   // attachments met in a guest's list
+  std::vector<bool> reached_;    // nodes met in a table or as a top
+  std::vector<uint32_t> named_;  // by node: entries and owners that name it
   uint64_t nodes_reached_ = 0;
   uint64_t regions_in_trees_ = 0;
   uint64_t attachments_met_ = 0;
@@ -228,6 +238,7 @@ void Checker::CheckLeaf(const std::string& owner, const MmRecord& mm, Pte entry,
   const MmTraits traits = MmTraits::Load(mm);
   const PageCount span = view_.geometry().SpanOf(level);
   const bool huge = level == 1 && view_.geometry().HasHugeLeaf();
+  if (entry.is_copied()) Problem(owner, ": page ", page.value(), " is copied in the live file");
   if (entry.is_huge() != huge || (level != 0 && !huge)) {
     Problem(owner, ": leaf of page ", page.value(), " cannot be at level ", level);
   }
@@ -266,6 +277,7 @@ void Checker::WalkTable(const std::string& owner, const MmRecord& mm, HostOffset
       Problem(owner, ": entry of page ", page.value(), " at level ", level, " is damaged");
     } else if (entry.is_table()) {
       const uint64_t before = total->in_flight;
+      Name(entry.table());
       WalkTable(owner, mm, entry.table(), level - 1, page, total);
       in_lower_tables += total->in_flight - before;
     } else {
@@ -290,6 +302,7 @@ void Checker::CheckTables(MmId id, const MmRecord& mm) {
   }
   Recount total;
   const HostOffset top(mm.top.Load());
+  Name(top);
   WalkTable(owner, mm, top, traits.top_level, FilePage(0), &total);
   ExpectEqual(mm.small_pages.Load(), total.small, owner, ": small pages");
   ExpectEqual(mm.huge_blocks.Load(), total.huge, owner, ": huge blocks");
@@ -299,7 +312,7 @@ void Checker::CheckTables(MmId id, const MmRecord& mm) {
 
 void Checker::CheckMm(MmId id, const MmRecord& mm) {
   ++mms_met_;
-  CheckTables(id, mm);
+  if (!IsSnapshot(mm)) CheckTables(id, mm);
   uint32_t regions = 0;
   RecordIndex previous = kNullRecord;
   RecordIndex index = mm.lists.LoadLow();
@@ -332,54 +345,58 @@ void Checker::CheckLists() {
   }
 }
 
-void Checker::CheckPrivateTop(const CanonicalTop& mm, const AttachmentRecord& attachment,
-                              std::vector<uint32_t>* uses) {
+void Checker::CheckPrivateTop(const CanonicalTop& mm, const AttachmentRecord& attachment) {
   const GuestId guest{attachment.guest.LoadLow(), attachment.guest.LoadHigh()};
   const std::string owner = Str(guest) + " in " + Str(mm.id);
   const HostOffset top(attachment.top.Load());
   if (!EnterNode(top, mm.level, NodeKind::kPrivateTop, owner)) return;
+  Name(top);
   const SharedWord* entries = view_.entries(top);
   const SpanSet sharable = SharableSpans(view_, guest, mm.id);
-  for (uint64_t i = 0; i < uses->size(); ++i) {
+  for (uint64_t i = 0; i < view_.geometry().EntriesAt(mm.level); ++i) {
     const uint64_t found = entries[i].Load();
     ExpectEqual(found, sharable[i] ? mm.entries[i].Load() : 0, owner, ": shared entry ", i);
-    if (found != 0) ++(*uses)[i];
-  }
-}
-
-void Checker::CheckUse(MmId id, HostOffset table, uint32_t wanted) {
-  const NodeRecord* node = view_.node(view_.NodeAt(table));
-  if (node == nullptr) return Problem(Str(id), ": offset ", table.value(), " is no table");
-  ExpectEqual(NodeUse::Load(*node).count, wanted, Str(id), ": use count of table ", table.value(),
-              " (I5)");
-}
-
-void Checker::CheckUsesBelow(MmId id, HostOffset table, int level) {
-  const SharedWord* entries = view_.entries(table);
-  if (level == 0 || entries == nullptr) return;
-  for (uint64_t i = 0; i < view_.geometry().EntriesAt(level); ++i) {
-    const Pte entry = Pte::FromRaw(entries[i].Load());
-    if (!entry.is_table()) continue;
-    CheckUse(id, entry.table(), 1);
-    CheckUsesBelow(id, entry.table(), level - 1);
+    const Pte entry = Pte::FromRaw(found);
+    if (entry.is_table()) Name(entry.table());
   }
 }
 
 void Checker::CheckSharing(MmId id, const MmRecord& mm) {
-  const HostOffset top_offset(mm.top.Load());
-  const CanonicalTop top{id, view_.entries(top_offset), MmTraits::Load(mm).top_level};
+  const CanonicalTop top{id, view_.entries(HostOffset(mm.top.Load())),
+                         MmTraits::Load(mm).top_level};
   if (top.entries == nullptr || top.level >= view_.geometry().levels) return;
-  // Of the table that entry i of the top names: the canonical entry is one.
-  std::vector<uint32_t> uses(view_.geometry().EntriesAt(top.level), 1);
   ForEachAttachmentOfMm(view_, mm, [&](RecordIndex, const AttachmentRecord& record) {
-    CheckPrivateTop(top, record, &uses);
+    CheckPrivateTop(top, record);
   });
-  CheckUse(id, top_offset, 1);
-  for (uint64_t i = 0; i < uses.size(); ++i) {
-    const Pte entry = Pte::FromRaw(top.entries[i].Load());
-    if (!entry.is_table()) continue;
-    CheckUse(id, entry.table(), uses[i]);
-    CheckUsesBelow(id, entry.table(), top.level - 1);
+}
+
+void Checker::CheckSnapshots() {
+  SnapshotChecker checker(view_,
+                          {.problem = [this](const std::string& text) { Problem(text); },
+                           .enter =
+                               [this](HostOffset table, int level, const std::string& owner) {
+                                 return EnterNode(table, level, NodeKind::kSnapshot, owner);
+                               },
+                           .name = [this](HostOffset table) { Name(table); }});
+  ForEachLiveMm([&](MmId id, const MmRecord& mm) {
+    if (!IsSnapshot(mm)) checker.CheckList(id, mm);
+  });
+  ForEachLiveMm([&](MmId id, const MmRecord& mm) {
+    if (IsSnapshot(mm)) checker.CheckTables(id, mm);
+  });
+  checker.CheckFrames();
+  // Only sound tables can be compared.
+  if (!problems_.empty()) return;
+  ForEachLiveMm([&](MmId id, const MmRecord& mm) {
+    if (IsSnapshot(mm)) checker.CheckOrder(id, mm);
+  });
+}
+
+void Checker::CheckUses() {
+  for (RecordIndex index = 1; index < reached_.size(); ++index) {
+    if (!reached_[index]) continue;
+    ExpectEqual(NodeUse::Load(*view_.node(index)).count, named_[index], "use count of table ",
+                view_.OffsetOfNode(index).value(), " (I5)");
   }
 }
 

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "vmm/attachments.h"
+#include "vmm/cow_tables.h"
 #include "vmm/fault_policy.h"
 #include "vmm/node_allocator.h"
 #include "vmm/page_table.h"
@@ -55,7 +56,7 @@ class InvariantsTest : public testing::Test {
     ADD_FAILURE() << "no problem says \"" << words << "\", but:\n" << all;
   }
 
-  TestSegment segment_{{.max_guests = 4, .max_mms = 4, .max_regions = 8, .max_nodes = 16}};
+  TestSegment segment_{{.max_guests = 4, .max_mms = 4, .max_regions = 8, .max_nodes = 32}};
   GuestId guest_ = segment_.AddGuest();
   MmId mm_ = segment_.AddMm(PageCount(8 * kPagesPerBlock));
 };
@@ -245,6 +246,149 @@ TEST_F(AgreementTest, RegionsThatOnlyTouchMayDiffer) {
 TEST_F(AgreementTest, OptInRegionThatRemembersAnotherAccess) {
   SetAccess(AccessSet::ReadWrite(), Access::kRead);
   ExpectProblem("has another access than it was mapped with");
+}
+
+// Two snapshots of the file: the older one has page 1 for itself, both have page 0.
+class SnapshotInvariantsTest : public InvariantsTest {
+ protected:
+  SnapshotInvariantsTest() {
+    older_ = Take();
+    Privatize(1, 7);
+    newer_ = Take();
+    Privatize(0, 8);
+    EXPECT_EQ(CheckInvariants(segment_.reader()), std::vector<std::string>());
+  }
+  MmId Take() {
+    MmId id;
+    EXPECT_EQ(CowTables(&segment_.tables).Take(mm_, {.min_shared_tables = 1}, &id),
+              TableStatus::kOk);
+    EXPECT_EQ(segment_.tables.PinMm(id), TableStatus::kOk);
+    return id;
+  }
+  void Privatize(uint64_t page, uint64_t frame) {
+    uint32_t uses = 0;
+    EXPECT_EQ(CowTables(&segment_.tables)
+                  .Privatize(mm_, FilePage(page), PageCount(1), FrameNumber(frame), &uses),
+              TableStatus::kOk);
+  }
+  MmRecord* older() { return segment().Find(older_); }
+  MmRecord* newer() { return segment().Find(newer_); }
+  SharedWord& TopEntry(MmRecord* snapshot) {
+    return segment().entries(HostOffset(snapshot->top.Load()))[0];
+  }
+  SharedWord* PmdTable(MmRecord* snapshot) {
+    return segment().entries(Pte::FromRaw(TopEntry(snapshot).Load()).table());
+  }
+  HostOffset SmallTable(MmRecord* snapshot) {
+    return Pte::FromRaw(PmdTable(snapshot)[0].Load()).table();
+  }
+  SharedWord* Pages(MmRecord* snapshot) { return segment().entries(SmallTable(snapshot)); }
+
+  MmId older_;
+  MmId newer_;
+};
+
+TEST_F(SnapshotInvariantsTest, TimeOrder) {
+  newer()->taken.Store(older()->taken.Load());
+  ExpectProblem("not in time order (I14)");
+}
+
+TEST_F(SnapshotInvariantsTest, ListWithACycle) {
+  older()->snapshots.StoreLow(newer_.slot);
+  ExpectProblem("listed twice (I14)");
+}
+
+TEST_F(SnapshotInvariantsTest, BackLink) {
+  older()->snapshots.StoreHigh(kNullRecord);
+  ExpectProblem("back link of snapshot");
+}
+
+TEST_F(SnapshotInvariantsTest, CountOfSnapshots) {
+  mm()->snapshots.StoreHigh(5);
+  ExpectProblem("number of snapshots");
+}
+
+TEST_F(SnapshotInvariantsTest, SnapshotInNoList) {
+  newer()->snapshots.StoreLow(kNullRecord);
+  ExpectProblem("must be in the list of its source (I14)");
+}
+
+TEST_F(SnapshotInvariantsTest, ListNamesALiveFile) {
+  older()->snapshots.StoreLow(mm_.slot);
+  ExpectProblem("which is no snapshot of it (I14)");
+}
+
+TEST_F(SnapshotInvariantsTest, PinMissing) {
+  mm()->regions_pins.StoreHigh(1);
+  ExpectProblem("not pinned by each snapshot");
+}
+
+TEST_F(SnapshotInvariantsTest, SnapshotOfNothing) {
+  newer()->source.StoreHigh(77);
+  ExpectProblem("is no snapshot of mm");
+}
+
+TEST_F(SnapshotInvariantsTest, UseOfASharedTable) {
+  // One more than the entries that name it.
+  NodeAllocator(segment()).RaiseUse(SmallTable(older()));
+  ExpectProblem("(I5)");
+}
+
+TEST_F(SnapshotInvariantsTest, TableOfNobody) {
+  // Back to the live table, in a place where it does not belong.
+  PmdTable(newer())[5].Store(Pte::Table(small_table()).raw());
+  ExpectProblem("neither a snapshot's nor the live file's (I14)");
+}
+
+TEST_F(SnapshotInvariantsTest, OwnTableAtTwoPlaces) {
+  PmdTable(newer())[5].Store(Pte::Table(SmallTable(newer())).raw());
+  ExpectProblem("stands at two places (I14)");
+}
+
+TEST_F(SnapshotInvariantsTest, EntryInFlightInACopy) {
+  Pages(newer())[9].Store(
+      Pte::InFlight(LeafSize::kSmall, FrameNumber(9), AccessSet::ReadWrite()).raw());
+  ExpectProblem("in flight in a snapshot (I6)");
+}
+
+TEST_F(SnapshotInvariantsTest, CopiedEntryInTheLiveFile) {
+  segment().entries(small_table())[1].Store(Pte::Copied(LeafSize::kSmall, FrameNumber(1)).raw());
+  ExpectProblem("is copied in the live file");
+}
+
+TEST_F(SnapshotInvariantsTest, CopiedBlockWhereFramesAreSmall) {
+  PmdTable(newer())[6].Store(Pte::Copied(LeafSize::kHuge, FrameNumber(600)).raw());
+  ExpectProblem("cannot be at level 1");
+}
+
+TEST_F(SnapshotInvariantsTest, OneFrameForTwoPages) {
+  Pages(older())[1].Store(Pte::Copied(LeafSize::kSmall, FrameNumber(8)).raw());
+  ExpectProblem("have one pre-image frame (I5)");
+}
+
+TEST_F(SnapshotInvariantsTest, PagesCopied) {
+  older()->pages_copied.Add(1);
+  ExpectProblem("pages copied");
+}
+
+TEST_F(SnapshotInvariantsTest, OnlyTheNewerHasAPage) {
+  Pages(older())[0].Store(0);
+  NodeRecord* node = NodeAllocator(segment()).RecordOf(SmallTable(older()));
+  NodeFill fill = NodeFill::Load(*node);
+  --fill.live;
+  fill.StoreTo(node);
+  older()->pages_copied.Subtract(1);
+  ExpectProblem("but not in an older snapshot (I14)");
+}
+
+TEST_F(SnapshotInvariantsTest, LiveCountOfAnOwnTable) {
+  Pages(older())[0].Store(0);
+  ExpectProblem("live entries of table");
+}
+
+TEST_F(SnapshotInvariantsTest, DamagedEntryOfASnapshot) {
+  Pages(older())[0].Store(~uint64_t{0});
+  ExpectProblem("is damaged");
 }
 
 TEST_F(InvariantsTest, FreeListWithACycle) {

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cassert>
 
+#include "vmm/snapshot_tables.h"
 #include "vmm/table_sharing.h"
 
 namespace hostmm {
@@ -128,6 +129,7 @@ void PageTable::FreeIfEmpty(BlockIndex block) {
     if (FillOf(path[level]).live != 0) return;
     const uint64_t parent_index = geometry.IndexAt(level + 1, page);
     if (level + 1 == traits_.top_level) WithdrawTable(segment_, mm_, parent_index);
+    WithdrawFromSnapshots(segment_, *mm_, path[level], level + 1, page);
     Replace(path[level + 1], parent_index, Pte());
     FreeTable(path[level]);
   }
@@ -151,6 +153,7 @@ void PageTable::MergeIntoHuge(BlockIndex block, Pte leaf) {
   const PteSlot slot = FindBlock(block);
   assert(slot.exists() && slot.entry.is_table() && leaf.is_leaf() && leaf.is_huge());
   UncountLeaves(slot.entry.table());
+  WithdrawFromSnapshots(segment_, *mm_, slot.entry.table(), kBlockLevel, FirstPageOf(block));
   Replace(slot.table, slot.index, leaf);
   FreeTable(slot.entry.table());
 }

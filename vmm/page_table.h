@@ -3,7 +3,8 @@
 // Memory:  tables are nodes of the segment, linked by HostOffset. This object is a view; copying it
 //          copies no table. Every change of an entry goes through Replace, which keeps the table's
 //          and the mm's counts. A table without live entries is freed, and taken out of the private
-//          tops (table_sharing.h) before that.
+//          tops (table_sharing.h) and the snapshots' tables (snapshot_tables.h) before that. What
+//          fills or empties entries, splits or collapses goes on in a table that snapshots share.
 // Units:   FilePage, PageCount, BlockIndex. No addresses in this header.
 // Threads: the writer only. Readers in any process walk with page_table_walker.h.
 // Errors:  an operation that needs tables and finds none changes nothing: kNoSpace, or a slot that

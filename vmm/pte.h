@@ -2,9 +2,10 @@
 //
 // States:  empty -> in flight -> present (small or huge leaf) and back, or a reference to a table.
 //          An entry in flight remembers whether it was empty or present before, so that an
-//          abandoned fault can put it back.
+//          abandoned fault can put it back. Copied is a state of a snapshot's entries only: the
+//          page was written since, and stands as it was in a pre-image frame.
 //
-//            bits 0-2   state
+//            bits 0-2   state: 0 empty, 1 table, 2 present, 3 in flight, 4 copied
 //            bit  3     leaf size: huge
 //            bit  4     in flight: was present before
 //            bits 5-7   access
@@ -13,6 +14,8 @@
 //
 // Units:   frame numbers count 4 KiB. In the frame stores of today a frame lies at its page's own
 //          offset, so that frame number and file page are equal (CheckInvariants holds us to it).
+//          Frames of copied entries are those of the file's pre-image store, wherever there was
+//          room.
 // Threads: a value. Errors: a word that no Pte wrote has valid() == false; transitions REQUIRE the
 //          state that they start from.
 
@@ -45,6 +48,12 @@ class Pte {
     return Pte((Present(size, frame, access).word_ & ~kStateMask) | kInFlight);
   }
 
+  // The first of the frames that hold the page (huge: the block) as it was. Nobody's access is
+  // decided by it: who maps a snapshot has the access of his region.
+  static constexpr Pte Copied(LeafSize size, FrameNumber frame) {
+    return Pte(kCopied | SizeBit(size) | frame.value() << kShift);
+  }
+
   // The word in the segment. FromRaw takes any bits; check valid() before trusting them.
   constexpr uint64_t raw() const { return word_; }
   static constexpr Pte FromRaw(uint64_t word) { return Pte(word); }
@@ -57,6 +66,8 @@ class Pte {
         return (word_ & kLeafBits) == 0;
       case kPresent:
         return (word_ & kWasPresentBit) == 0;
+      case kCopied:
+        return (word_ & (kLeafBits & ~kHugeBit)) == 0;
       default:
         return is_in_flight();
     }
@@ -65,7 +76,8 @@ class Pte {
   constexpr bool is_table() const { return (word_ & kStateMask) == kTable; }
   constexpr bool is_present() const { return (word_ & kStateMask) == kPresent; }
   constexpr bool is_in_flight() const { return (word_ & kStateMask) == kInFlight; }
-  constexpr bool is_leaf() const { return is_present() || is_in_flight(); }
+  constexpr bool is_copied() const { return (word_ & kStateMask) == kCopied; }
+  constexpr bool is_leaf() const { return is_present() || is_in_flight() || is_copied(); }
   constexpr bool is_huge() const { return (word_ & kHugeBit) != 0; }
   constexpr bool was_present() const { return (word_ & kWasPresentBit) != 0; }
 
@@ -90,6 +102,8 @@ class Pte {
     assert(is_in_flight());
     return was_present() ? LandFromInFlight() : Pte();
   }
+  // What a copy of the entry says, which nobody will commit.
+  constexpr Pte ForCopy() const { return is_in_flight() ? AbandonFromInFlight() : *this; }
   // A hole was punched under a running populate: if that fails, the entry is empty.
   constexpr Pte ForgetOldInFlight() const {
     assert(is_in_flight());
@@ -104,6 +118,7 @@ class Pte {
   static constexpr uint64_t kTable = 1;
   static constexpr uint64_t kPresent = 2;
   static constexpr uint64_t kInFlight = 3;
+  static constexpr uint64_t kCopied = 4;
   static constexpr uint64_t kHugeBit = 8;
   static constexpr uint64_t kWasPresentBit = 16;
   static constexpr int kAccessShift = 5;

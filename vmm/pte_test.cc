@@ -26,6 +26,22 @@ TEST(PteTest, KeepsWhatItWasGiven) {
   EXPECT_EQ(Pte::FromRaw(kPresent.raw()), kPresent);
 }
 
+TEST(PteTest, CopiedIsALeafThatIsNeitherPresentNorInFlight) {
+  const Pte copied = Pte::Copied(LeafSize::kHuge, FrameNumber(12));
+  EXPECT_TRUE(copied.is_copied() && copied.is_leaf() && copied.is_huge() && copied.valid());
+  EXPECT_FALSE(copied.is_present() || copied.is_in_flight() || copied.is_table());
+  EXPECT_EQ(copied.frame(), FrameNumber(12));
+  EXPECT_FALSE(kPresent.is_copied());
+  EXPECT_TRUE(Pte::FromRaw(4).valid());  // small, in frame 0
+}
+
+TEST(PteTest, ACopyIsNeverInFlight) {
+  EXPECT_EQ(kPresent.ForCopy(), kPresent);
+  EXPECT_EQ(kHuge.TakeOffFromPresent().ForCopy(), kHuge);
+  EXPECT_EQ(Pte::InFlight(LeafSize::kSmall, FrameNumber(7), Access::kRead).ForCopy(), Pte());
+  EXPECT_EQ(Pte::Table(HostOffset(4096)).ForCopy(), Pte::Table(HostOffset(4096)));
+}
+
 TEST(PteTest, LargestFrame) {
   const FrameNumber last(kMaxFilePages - 1);
   EXPECT_EQ(Pte::Present(LeafSize::kSmall, last, AccessSet::All()).frame(), last);
@@ -60,10 +76,12 @@ TEST(PteTest, EveryTransitionStaysValid) {
 
 TEST(PteTest, WordsThatNoPteWroteAreNotValid) {
   EXPECT_FALSE(Pte::FromRaw(0x100).valid());  // empty with a payload
-  EXPECT_FALSE(Pte::FromRaw(4).valid());      // states that do not exist
+  EXPECT_FALSE(Pte::FromRaw(5).valid());      // states that do not exist
   EXPECT_FALSE(Pte::FromRaw(7).valid());
   EXPECT_FALSE(Pte::FromRaw(1 | 8).valid());   // a huge table
   EXPECT_FALSE(Pte::FromRaw(2 | 16).valid());  // present and "was present"
+  EXPECT_FALSE(Pte::FromRaw(4 | 16).valid());  // copied and "was present"
+  EXPECT_FALSE(Pte::FromRaw(4 | 32).valid());  // copied with an access
   EXPECT_FALSE(Pte::FromRaw(~uint64_t{0}).valid());
 }
 

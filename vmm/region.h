@@ -30,11 +30,19 @@ enum RegionFlags : uint32_t {
   // With kSharedPt: a protect for all has set the access, so that who maps these pages later has it
   // too. Without, each opt-in region has the access that it was mapped with.
   kSettled = 256,
+  // Private memory of one guest whose fork is a snapshot: the child gets no region of it, the
+  // runtime maps a view there.
+  kCow = 512,
+  kView = 1024,          // of a snapshot
+  kViewWritable = 2048,  // with kView: what its guest writes stays its guest's own
+  // With kView: it shares no frame with the live file any more, what is touched is copied.
+  kCopyOnly = 4096,
 };
 // Hints are about the memory, so that one opt-in region gives them for all.
 inline constexpr uint32_t kHintFlags = kHintHuge | kHintSmall;
-inline constexpr uint32_t kMappedAsFlags = kSharedPt | kDedicated | kNeverWrite | kPrivate;
-inline constexpr uint32_t kChangeableFlags = kDontFork | kHintFlags | kTracked;
+inline constexpr uint32_t kMappedAsFlags =
+    kSharedPt | kDedicated | kNeverWrite | kPrivate | kCow | kView | kViewWritable;
+inline constexpr uint32_t kChangeableFlags = kDontFork | kHintFlags | kTracked | kCopyOnly;
 inline constexpr uint32_t kAllRegionFlags = kChangeableFlags | kMappedAsFlags | kSettled;
 
 struct Region {
@@ -97,7 +105,11 @@ struct MmInfo {
   uint64_t in_flight = 0;    // entries in flight, either level
   uint32_t regions = 0;      // regions of all guests that map the file
   uint32_t mappers = 0;      // guests that have at least one of them
-  uint32_t pins = 0;
+  uint32_t pins = 0;         // of whom each snapshot is one
+  uint32_t snapshots = 0;    // that are alive and not lost
+  // Of a snapshot. Invalid: of no snapshot, or of one that is lost.
+  MmId source{};
+  uint64_t pages_copied = 0;  // that differ from the live file, in 4 KiB pages
 };
 
 struct GuestInfo {

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "vmm/cow_tables.h"
 #include "vmm/fault_policy.h"
 #include "vmm/invariants.h"
 #include "vmm/test_segment.h"
@@ -29,7 +30,7 @@ constexpr uint64_t PlainBytes(uint64_t guests, uint64_t bytes) {
 class Simulation {
  public:
   Simulation(uint64_t bytes, FrameKind frames, uint64_t guests, uint32_t max_nodes)
-      : segment_({.max_guests = 2000, .max_mms = 2, .max_regions = 2000, .max_nodes = max_nodes}),
+      : segment_({.max_guests = 2000, .max_mms = 3, .max_regions = 2000, .max_nodes = max_nodes}),
         mm_(segment_.AddMm(PagesFloor(bytes), frames)),
         first_(segment_.AddGuest()) {
     EXPECT_EQ(segment_.tables.MapRegion(first_, {.va = GuestAddr(kGib),
@@ -123,6 +124,36 @@ TEST(SimulationTest, OracleWithSmallFramesScaledFrom3Gib) {
   Report("1,500 guests x 300 GiB, 4 KiB leaves, scaled by 100 from 3 GiB", scaled, plain);
   EXPECT_LT(scaled, plain / 1000);
   EXPECT_EQ(CheckInvariants(simulation.segment().reader()), std::vector<std::string>());
+  simulation.Finish();
+}
+
+// Phillips' point, for memory that everybody writes: a snapshot copies one table, whatever the size
+// of the region and however many share it, and later only what is written.
+TEST(SimulationTest, ASnapshotOfTheOracleCopiesOneTable) {
+  Simulation simulation(kRegionBytes, FrameKind::kHuge, kGuests, 4096);
+  simulation.TouchEverything(kRegionBytes);
+  HostTables& tables = simulation.segment().tables;
+  CowTables cow(&tables);
+  const uint64_t before = simulation.bytes_of_tables();
+  MmId snapshot;
+  ASSERT_EQ(cow.Take(simulation.mm(), {}, &snapshot), TableStatus::kOk);
+  ASSERT_EQ(tables.PinMm(snapshot), TableStatus::kOk);
+  EXPECT_EQ(simulation.bytes_of_tables(), before + kTableBytes);
+  EXPECT_EQ(tables.Stats().Of(FaultCounter::kTablesCopiedAtTake), 1u);
+  EXPECT_EQ(tables.Stats().Of(FaultCounter::kTablesCopiedLater), 0u);
+  // One page in each of 100 GiB: its pmd table, and a pte table for its block.
+  for (uint64_t gib = 0; gib < 100; ++gib) {
+    uint32_t uses = 0;
+    ASSERT_EQ(cow.Privatize(simulation.mm(), FilePage(gib * kGib / kPageSize), PageCount(1),
+                            FrameNumber(gib), &uses),
+              TableStatus::kOk);
+  }
+  EXPECT_EQ(tables.Stats().Of(FaultCounter::kTablesCopiedLater), 200u);
+  EXPECT_EQ(simulation.bytes_of_tables(), before + 201 * kTableBytes);
+  EXPECT_EQ(CheckInvariants(simulation.segment().reader()), std::vector<std::string>());
+  ReleasedMms released;
+  ASSERT_EQ(tables.UnpinMm(snapshot, &released), TableStatus::kOk);
+  EXPECT_EQ(simulation.bytes_of_tables(), before);
   simulation.Finish();
 }
 

@@ -4,6 +4,7 @@
 #include "vmm/guest_directory.h"
 #include "vmm/host_mm.h"
 #include "vmm/page_table_walker.h"
+#include "vmm/snapshot_list.h"
 
 namespace hostmm {
 namespace {
@@ -23,6 +24,7 @@ PageView ViewOf(const WalkResult& walk) {
   }
   PageState state = walk.entry.is_huge() ? PageState::kPresentHuge : PageState::kPresentSmall;
   if (walk.entry.is_in_flight()) state = PageState::kInFlight;
+  if (walk.entry.is_copied()) state = PageState::kCopied;
   return {state, walk.entry.access(), walk.entry.frame()};
 }
 
@@ -98,7 +100,12 @@ PageView TableReader::LookupThrough(const Top& which, FilePage page) const {
 }
 
 PageView TableReader::Lookup(MmId mm, FilePage page) const {
-  return LookupThrough({GuestId(), mm}, page);
+  const PageView view = LookupThrough({GuestId(), mm}, page);
+  const MmRecord* record = view_.Find(mm);
+  if (record == nullptr || MmTraits::Load(*record).frames != FrameKind::kSnapshot) return view;
+  if (view.state == PageState::kCopied || view.state == PageState::kUnreadable) return view;
+  const bool has_page = page.value() < record->length.Load();
+  return has_page ? LookupThrough({GuestId(), SourceOf(*record)}, page) : PageView();
 }
 
 PageView TableReader::LookupFrom(GuestId guest, MmId mm, FilePage page) const {

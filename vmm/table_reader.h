@@ -31,8 +31,15 @@ namespace hostmm {
 enum class ReadStatus : uint8_t { kConsistent, kBusy };
 
 // What the tables say about one page. kUnreadable: the segment kept changing under the walk, or it
-// is damaged.
-enum class PageState : uint8_t { kEmpty, kInFlight, kPresentSmall, kPresentHuge, kUnreadable };
+// is damaged. kCopied: of a snapshot, in a frame of the pre-image store.
+enum class PageState : uint8_t {
+  kEmpty,
+  kInFlight,
+  kPresentSmall,
+  kPresentHuge,
+  kUnreadable,
+  kCopied,
+};
 
 struct PageView {
   PageState state = PageState::kEmpty;
@@ -87,7 +94,7 @@ class TableReader {
   std::optional<GuestInfo> Info(GuestId guest) const;
   std::optional<MmInfo> Info(MmId mm) const;
 
-  // The canonical entry of a page.
+  // The canonical entry of a page. Of a snapshot's page that it has not for itself, its source's.
   PageView Lookup(MmId mm, FilePage page) const;
   // The same through the guest's own top: the way that a fault of that guest would take.
   PageView LookupFrom(GuestId guest, MmId mm, FilePage page) const;

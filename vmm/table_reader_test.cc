@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "vmm/cow_tables.h"
 #include "vmm/fault_policy.h"
 #include "vmm/invariants.h"
 #include "vmm/test_segment.h"
@@ -45,6 +46,24 @@ class TableReaderTest : public testing::Test {
     return Decide(segment_.tables,
                   {.guest = guests_[0], .addr = GuestAddr(kBase * mms_[0].slot + page * kPageSize)},
                   {});
+  }
+
+  void DamageAndRead(uint64_t seed) {
+    const std::vector<std::byte> sound(segment_.bytes().begin(), segment_.bytes().end());
+    const size_t words = sound.size() / sizeof(uint64_t);
+    std::mt19937_64 random(seed);
+    for (int round = 0; round < 600; ++round) {
+      std::memcpy(segment_.bytes().data(), sound.data(), sound.size());
+      for (uint64_t damages = 1 + random() % 8; damages != 0; --damages) {
+        // Half of it in the header's mutable part and the records, where the references are.
+        const size_t word = random() % 2 == 0 ? 8 + random() % 1500 : random() % words;
+        uint64_t value = random();
+        if (random() % 2 == 0) value %= 64;  // plausible indices
+        if (random() % 4 == 0) value = ~uint64_t{0};
+        reinterpret_cast<SharedWord*>(segment_.bytes().data())[word].Store(value);
+      }
+      ReadEverything(segment_.bytes());
+    }
   }
 
   // Uses every way of reading. The values do not matter; to come back does.
@@ -124,23 +143,7 @@ TEST_F(TableReaderTest, ADamagedTableIsUnreadable) {
   EXPECT_EQ(segment_.reader().Lookup(mms_[0], FilePage(0)).state, PageState::kUnreadable);
 }
 
-TEST_F(TableReaderTest, RandomDamageIsSurvived) {
-  const std::vector<std::byte> sound(segment_.bytes().begin(), segment_.bytes().end());
-  const size_t words = sound.size() / sizeof(uint64_t);
-  std::mt19937_64 random(1);
-  for (int round = 0; round < 600; ++round) {
-    std::memcpy(segment_.bytes().data(), sound.data(), sound.size());
-    for (uint64_t damages = 1 + random() % 8; damages != 0; --damages) {
-      // Half of it in the header's mutable part and the records, where the references are.
-      const size_t word = random() % 2 == 0 ? 8 + random() % 1500 : random() % words;
-      uint64_t value = random();
-      if (random() % 2 == 0) value %= 64;  // plausible indices
-      if (random() % 4 == 0) value = ~uint64_t{0};
-      reinterpret_cast<SharedWord*>(segment_.bytes().data())[word].Store(value);
-    }
-    ReadEverything(segment_.bytes());
-  }
-}
+TEST_F(TableReaderTest, RandomDamageIsSurvived) { DamageAndRead(1); }
 
 TEST_F(TableReaderTest, NothingButNoiseIsSurvived) {
   std::mt19937_64 random(2);
@@ -152,6 +155,54 @@ TEST_F(TableReaderTest, NothingButNoiseIsSurvived) {
     }
     ReadEverything(segment_.bytes());
   }
+}
+
+// The same with snapshots: two of one file, with tables of their own and shared ones.
+class SnapshotReaderTest : public TableReaderTest {
+ protected:
+  SnapshotReaderTest() {
+    CowTables cow(&segment_.tables);
+    uint32_t uses = 0;
+    for (MmId& snapshot : snapshots_) {
+      EXPECT_EQ(cow.Take(mms_[0], {.min_shared_tables = 1}, &snapshot), TableStatus::kOk);
+      EXPECT_EQ(segment_.tables.PinMm(snapshot), TableStatus::kOk);
+      EXPECT_EQ(cow.Privatize(mms_[0], FilePage(5), PageCount(1), FrameNumber(frame_++), &uses),
+                TableStatus::kOk);
+    }
+    EXPECT_EQ(CheckInvariants(segment_.reader()), std::vector<std::string>());
+  }
+
+  MmId snapshots_[2];
+  uint64_t frame_ = 40;
+};
+
+TEST_F(SnapshotReaderTest, APageIsThePreimageOrTheLiveOne) {
+  const TableReader reader = segment_.reader();
+  EXPECT_EQ(reader.Lookup(snapshots_[0], FilePage(5)).state, PageState::kCopied);
+  EXPECT_EQ(reader.Lookup(snapshots_[0], FilePage(5)).frame, FrameNumber(40));
+  EXPECT_EQ(reader.Lookup(snapshots_[1], FilePage(5)).frame, FrameNumber(41));
+  for (const uint64_t page : {uint64_t{4}, 3 * kPagesPerBlock, 6 * kPagesPerBlock, uint64_t{600}}) {
+    EXPECT_EQ(reader.Lookup(snapshots_[0], FilePage(page)).state,
+              reader.Lookup(mms_[0], FilePage(page)).state);
+  }
+  EXPECT_EQ(reader.Lookup(snapshots_[0], FilePage(10 * kPagesPerBlock)).state, PageState::kEmpty);
+  // Its copy of the table still says present, which means as in the live file.
+  ASSERT_EQ(reader.Lookup(snapshots_[0], FilePage(4)).state, PageState::kPresentSmall);
+  ASSERT_EQ(segment_.tables.PunchRange(mms_[0], FilePage(4), PageCount(1)), TableStatus::kOk);
+  EXPECT_EQ(reader.Lookup(snapshots_[0], FilePage(4)).state, PageState::kEmpty);
+  EXPECT_EQ(reader.Info(snapshots_[0])->source, mms_[0]);
+  EXPECT_EQ(reader.Info(snapshots_[0])->pages_copied, 1u);
+  EXPECT_EQ(reader.Info(mms_[0])->snapshots, 2u);
+}
+
+TEST_F(SnapshotReaderTest, RandomDamageIsSurvived) { DamageAndRead(3); }
+
+TEST_F(SnapshotReaderTest, ASnapshotOfItselfIsSurvived) {
+  const Segment& segment = segment_.tables.segment();
+  MmRecord* record = segment.Find(snapshots_[0]);
+  record->source.StoreHalves(snapshots_[0].slot, snapshots_[0].generation);
+  ReadEverything(segment_.bytes());
+  EXPECT_FALSE(CheckInvariants(segment_.reader()).empty());
 }
 
 }  // namespace

@@ -119,7 +119,8 @@ SpanSet SharableSpans(const SegmentView& view, GuestId guest, MmId mm) {
   const GuestRecord* guest_record = view.Find(guest);
   const MmRecord* mm_record = view.Find(mm);
   if (guest_record == nullptr || mm_record == nullptr) return {};
-  if (MmTraits::Load(*mm_record).frames == FrameKind::kForeign) return {};
+  const FrameKind frames = MmTraits::Load(*mm_record).frames;
+  if (frames == FrameKind::kForeign || frames == FrameKind::kSnapshot) return {};
   SpanRule rule(view, *mm_record);
   ForEachRegionRecord(view, *guest_record, [&](const RegionRecord& record) {
     const Region region = LoadRegion(record);

@@ -1,7 +1,7 @@
 // Which shared tables a guest's private top names: the rule, and the upkeep of use counts.
 //
 // Rule:    a guest shares the table of a span (what one entry of the top covers, 1 GiB on x86-64)
-//          if the file is not kForeign and both hold:
+//          if the file is neither kForeign nor kSnapshot and both hold:
 //            - one of its windows of the file can share: at least kMinSharedBlocks long (opt-in:
 //            one
 //              block), address and file offset equal modulo Geometry::ShareUnit(), and at least one
