@@ -2,14 +2,19 @@
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <signal.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 #include <array>
+#include <functional>
 #include <memory>
+#include <span>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -331,6 +336,148 @@ TEST_F(EventLoopTest, ServesThousandsOfWatchesThatAreReadyAtOnce) {
   EXPECT_TRUE(loop_->Run().ok());
   for (size_t i = 0; i < kWatches; ++i) ASSERT_EQ(calls[i], 3) << i;
   for (EventLoop::WatchId& watch : watches) loop_->Unwatch(&watch);
+}
+
+std::span<const std::byte> BytesOf(const std::string& text) {
+  return std::as_bytes(std::span(text));
+}
+
+TEST_F(EventLoopTest, WritesAndReadsAFileAtAnOffset) {
+  const UniqueFd file(memfd_create("file", MFD_CLOEXEC));
+  const std::string text = "snapshot";
+  std::array<std::byte, 20> back = {};
+  loop_->Write(file.get(), BytesOf(text), 4096, [&](int written) {
+    EXPECT_EQ(written, 8);
+    loop_->Read(file.get(), back, 4094, [&](int got) {
+      EXPECT_EQ(got, 10);  // to the end of the file
+      loop_->Stop();
+    });
+  });
+  EXPECT_TRUE(loop_->Run().ok());
+  EXPECT_EQ(std::string(reinterpret_cast<char*>(back.data()) + 2, 8), text);
+}
+
+TEST_F(EventLoopTest, AWriteAtTheFilesOwnPositionMovesIt) {
+  const UniqueFd file(memfd_create("file", MFD_CLOEXEC));
+  ASSERT_EQ(lseek(file.get(), 5, SEEK_SET), 5);
+  const std::string text = "abc";
+  loop_->Write(file.get(), BytesOf(text), EventLoop::kOwnPosition, [&](int) { loop_->Stop(); });
+  EXPECT_TRUE(loop_->Run().ok());
+  EXPECT_EQ(lseek(file.get(), 0, SEEK_CUR), 8);
+}
+
+// The others go on while a write waits for its reader, whatever the flags of the pipe.
+class FullPipeTest : public EventLoopTest, public testing::WithParamInterface<int> {};
+
+TEST_P(FullPipeTest, HoldsNothingUp) {
+  Pipe pipe;
+  ASSERT_EQ(fcntl(pipe.write_end.get(), F_SETFL, GetParam()), 0);
+  const std::string much(1 << 20, 'x');
+  size_t written = 0;
+  std::function<void(int)> write_on = [&](int result) {
+    ASSERT_GE(result, 0);
+    written += static_cast<size_t>(result);
+    if (written == much.size()) return;
+    loop_->Write(pipe.write_end.get(), BytesOf(much).subspan(written), EventLoop::kOwnPosition,
+                 write_on);
+  };
+  write_on(0);
+  size_t got = 0;
+  std::function<void()> drain = [&] {
+    got += pipe.Get(1 << 16);
+    if (got == much.size() && written == got) return loop_->Stop();
+    AfterThis(drain);
+  };
+  AfterThis(drain);
+  EXPECT_TRUE(loop_->Run().ok());
+  EXPECT_EQ(got, much.size());
+}
+
+INSTANTIATE_TEST_SUITE_P(Flags, FullPipeTest, testing::Values(0, O_NONBLOCK));
+
+// Also when the reader goes while the write waits, which is when our own thread would get SIGPIPE.
+TEST_F(EventLoopTest, ABrokenPipeIsAnErrorAndNoSignal) {
+  signal(SIGPIPE, SIG_DFL);  // who started the test may ignore it
+  Pipe broken;
+  broken.read_end.reset();
+  Pipe breaks;
+  ASSERT_EQ(fcntl(breaks.write_end.get(), F_SETFL, 0), 0);
+  const std::string much(1 << 20, 'x');
+  int errors = 0;
+  const auto note = [&](int result) {
+    EXPECT_EQ(result, -EPIPE);
+    if (++errors == 2) loop_->Stop();
+  };
+  std::function<void(int)> write_on = [&](int result) {
+    if (result < 0) return note(result);
+    loop_->Write(breaks.write_end.get(), BytesOf(much), EventLoop::kOwnPosition, write_on);
+  };
+  loop_->Write(broken.write_end.get(), BytesOf(much), EventLoop::kOwnPosition, note);
+  write_on(0);
+  // A loop's round or two later the write waits for room.
+  AfterThis([&] { AfterThis([&] { breaks.read_end.reset(); }); });
+  EXPECT_TRUE(loop_->Run().ok());
+  EXPECT_EQ(errors, 2);
+}
+
+TEST_F(EventLoopTest, AWriteThatWaitsCanBeCancelled) {
+  Pipe pipe;
+  ASSERT_EQ(fcntl(pipe.write_end.get(), F_SETFL, 0), 0);
+  const std::string much(1 << 20, 'x');
+  int result = 1;
+  const EventLoop::TransferId whole =
+      loop_->Write(pipe.write_end.get(), BytesOf(much), EventLoop::kOwnPosition, [&](int first) {
+        ASSERT_GT(first, 0);  // what the pipe holds
+        const EventLoop::TransferId waits = loop_->Write(pipe.write_end.get(), BytesOf(much),
+                                                         EventLoop::kOwnPosition, [&](int second) {
+                                                           result = second;
+                                                           loop_->Stop();
+                                                         });
+        AfterThis([this, waits] { loop_->Cancel(waits); });
+      });
+  EXPECT_NE(whole.number, 0u);
+  EXPECT_TRUE(loop_->Run().ok());
+  EXPECT_LT(result, 0);
+  loop_->Cancel(whole);  // over: names nothing
+}
+
+// What comes into the pipe afterwards stays there: no read is left that would put it into memory
+// that has gone.
+TEST_F(EventLoopTest, TheDestructorLeavesNoTransferBehind) {
+  for (int round = 0; round < 500; ++round) {
+    Pipe pipe;
+    ASSERT_EQ(fcntl(pipe.read_end.get(), F_SETFL, 0), 0);
+    auto memory = std::make_shared<std::array<std::byte, 16>>();
+    const std::weak_ptr<std::array<std::byte, 16>> watched = memory;
+    absl::StatusOr<std::unique_ptr<EventLoop>> loop = EventLoop::Create();
+    ASSERT_TRUE(loop.ok());
+    const std::span<std::byte> bytes = *memory;
+    (*loop)->Read(pipe.read_end.get(), bytes, EventLoop::kOwnPosition,
+                  [memory = std::move(memory)](int) { ADD_FAILURE() << "called"; });
+    // Submits: the read waits for the pipe when the loop goes.
+    Pipe other;
+    other.Put();
+    (*loop)->Watch(other.read_end.get(), [&] {
+      (*loop)->Stop();
+      return Progress::kDrained;
+    });
+    ASSERT_TRUE((*loop)->Run().ok());
+    loop->reset();
+    EXPECT_TRUE(watched.expired());
+    ASSERT_EQ(fcntl(pipe.read_end.get(), F_SETFL, O_NONBLOCK), 0);
+    pipe.Put(3);
+    ASSERT_EQ(pipe.Get(), 3u) << "round " << round;
+  }
+}
+
+TEST_F(EventLoopTest, ClosesADescriptor) {
+  Pipe pipe;
+  loop_->Watch(pipe.read_end.get(), [&] {
+    if (pipe.Get() == 0) loop_->Stop();  // nobody has the other end
+    return Progress::kDrained;
+  });
+  loop_->Close(pipe.write_end.release());
+  EXPECT_TRUE(loop_->Run().ok());
 }
 
 }  // namespace

@@ -37,6 +37,7 @@ void FileTable::Release(const std::vector<MmId>& mms) {
       adopted_by_key_.erase(it->second);
       adopted_.erase(it);
     }
+    on_released_(mm);
   }
 }
 

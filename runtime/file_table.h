@@ -6,6 +6,7 @@
 #define HOSTMM_RUNTIME_FILE_TABLE_H_
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <utility>
@@ -35,6 +36,11 @@ class FileTable {
   // Adopted, or ours and named.
   std::optional<MmId> FindAdopted(AdoptedKey key) const;
 
+  // Called for each mm that the tables have released, a file's or not.
+  void SetOnReleased(std::function<void(MmId)> on_released) {
+    on_released_ = std::move(on_released);
+  }
+
   // Forgets files that the tables have released. Their memory is given back by a worker: for
   // gigabytes that takes long.
   void Release(const std::vector<MmId>& mms);
@@ -43,6 +49,7 @@ class FileTable {
   static uint64_t Key(MmId mm) { return (static_cast<uint64_t>(mm.generation) << 32) | mm.slot; }
 
   WorkerPool* pool_;
+  std::function<void(MmId)> on_released_ = [](MmId) {};
   absl::flat_hash_map<uint64_t, std::shared_ptr<const Backing>> own_;
   absl::flat_hash_map<uint64_t, AdoptedKey> adopted_;
   absl::flat_hash_map<AdoptedKey, MmId> adopted_by_key_;

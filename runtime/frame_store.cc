@@ -108,6 +108,7 @@ absl::StatusOr<UniqueFd> FrameStore::NewFile(uint64_t bytes) const {
       return NewMemfd("hostmm-base", 0, bytes);
     case FrameKind::kAdopted:
     case FrameKind::kForeign:
+    case FrameKind::kSnapshot:
       break;
   }
   return absl::InternalError("adopted files have no store");

@@ -43,6 +43,15 @@ struct WatchedBoard {
   Told told = Told::kNo;
 };
 
+// A private region that its guest has asked to fork (kForkCow), and the snapshot that was taken for
+// it, which is held meanwhile.
+struct CowFork {
+  GuestAddr va;
+  GuestAddr end;
+  MmId snapshot;
+  uint64_t number = 0;  // of the snapshot (runtime/snapshot/snapshot_set.h)
+};
+
 struct Guest {
   GuestId id;
   pid_t pid = 0;
@@ -66,6 +75,11 @@ struct Guest {
   std::vector<WatchedBoard> boards;
   // Its kForAll that have not been answered.
   uint32_t open_for_all = 0;
+  // The files of which its library knows that they are frozen (runtime/snapshot/): a child that it
+  // forks registers itself for everything.
+  std::vector<MmId> knows_frozen;
+  // What its next kForkIntent's child is to have views of.
+  std::vector<CowFork> cow_forks;
 };
 
 class GuestSet {

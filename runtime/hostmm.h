@@ -5,6 +5,7 @@
 //   absl::StatusOr<hostmm::Session> session = hostmm::Session::Open();
 //   absl::StatusOr<hostmm::Region> pool = session->MapAnonymous(size_t{64} << 20);
 //   absl::Status sealed = pool->Protect(hostmm::Protection::kRead);  // in every process
+//   absl::StatusOr<hostmm::Snapshot> then = pool->Snapshot();        // while all go on writing
 //
 // Use:       C++20; absl::status, absl::statusor, absl::strings, and libhostmm.so.1.
 // Semantics: docs/semantics.md of the project. Each function names its C function, whose contract
@@ -36,6 +37,7 @@
 #include <cerrno>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <iterator>
 #include <memory>
 #include <optional>
@@ -63,6 +65,7 @@ enum class ShareMode : uint8_t {
   kSharedPt,   // MAP_SHARED_PT: protection is that of all who map the file with kSharedPt or
                // kDedicated
   kDedicated,  // as kSharedPt, and plain mprotect is refused with EPERM
+  kCow,        // MAP_PRIVATE_COW: private memory, whose fork is a snapshot (MapAnonymous only)
 };
 
 // PROT_* of mprotect(2).
@@ -199,8 +202,10 @@ inline std::string Text(const MapOptions& options) {
 }
 
 inline int FlagsOf(const MapOptions& options) {
-  int flags = options.visibility == Visibility::kPrivate ? MAP_PRIVATE : MAP_SHARED;
-  if (options.share != ShareMode::kUnshare) flags |= MAP_SHARED_PT;
+  const bool cow = options.share == ShareMode::kCow;
+  int flags = cow || options.visibility == Visibility::kPrivate ? MAP_PRIVATE : MAP_SHARED;
+  if (cow) flags |= MAP_PRIVATE_COW;
+  if (!cow && options.share != ShareMode::kUnshare) flags |= MAP_SHARED_PT;
   if (options.share == ShareMode::kDedicated) flags |= MAP_SHARED_DEDICATED;
   if (options.placement == Placement::kExactly) flags |= MAP_FIXED_NOREPLACE;
   if (options.populate == Populate::kYes) flags |= MAP_POPULATE;
@@ -232,6 +237,201 @@ inline std::optional<int> ErrnoOf(const absl::Status& status) {
   }
   return error;
 }
+
+// What there is to know about a snapshot (hostmm_snapshot_info).
+struct SnapshotInfo {
+  size_t length = 0;        // bytes of the file
+  size_t unit = 0;          // bytes that are copied at once
+  size_t copied_bytes = 0;  // of pages that were copied for this and other snapshots of the file
+  size_t pages_copied = 0;  // pages of 4 KiB that differ from the live memory, so far
+  size_t views = 0;         // mappings of it
+};
+
+struct ViewOptions {
+  size_t offset = 0;  // in the snapshot: a multiple of its unit
+  size_t length = 0;  // a multiple of its unit; 0: all from `offset` on
+  // kRead, or kReadWrite: changes stay this mapping's own.
+  Protection protection = Protection::kRead;
+  void* address = nullptr;  // where there is room; else exactly there, or EEXIST
+};
+
+class Snapshot;
+
+struct ExportOptions {
+  // Of so many bytes of the region so many are done: about ten times a second, and at the end. Runs
+  // in the calling thread; must not throw.
+  std::function<void(size_t done, size_t total)> progress = {};
+  // Goes on behind the last whole record that the file has.
+  bool resume = false;
+  // Writes only what has changed since that snapshot of the same region; not needed afterwards.
+  const Snapshot* earlier = nullptr;
+};
+
+// A mapping of a snapshot in this process, unmapped when the SnapshotView goes; it may outlive its
+// Snapshot. A forked child has no such mapping. Empty (default-constructed, moved from, unmapped):
+// size 0. If the snapshot is lost, or this process closes its last session, an access is SIGBUS.
+class SnapshotView {
+ public:
+  SnapshotView() = default;
+  SnapshotView(SnapshotView&& other) noexcept { *this = std::move(other); }
+  SnapshotView& operator=(SnapshotView&& other) noexcept {
+    if (this == &other) return *this;
+    Drop();
+    data_ = std::exchange(other.data_, nullptr);
+    size_ = std::exchange(other.size_, 0);
+    return *this;
+  }
+  // What munmap refuses stays mapped.
+  ~SnapshotView() { Drop(); }
+
+  bool empty() const { return size_ == 0; }
+  std::byte* data() const { return data_; }
+  size_t size() const { return size_; }
+  // All of it. A write to a view that was mapped with kRead is SIGSEGV.
+  std::span<std::byte> bytes() const { return {data_, size_}; }
+  // As many T as fit, from the start on.
+  template <class T>
+  std::span<T> As() const {
+    static_assert(std::is_trivially_copyable_v<T>);
+    return {reinterpret_cast<T*>(data_), size_ / sizeof(T)};
+  }
+
+  // hostmm_munmap. ERRORS: ENOMEM, as munmap; the view keeps the mapping.
+  absl::Status Unmap() {
+    if (empty()) return absl::OkStatus();
+    if (hostmm_munmap(data_, size_) != 0) {
+      return internal::LastError([] { return "SnapshotView::Unmap()"; });
+    }
+    data_ = nullptr;
+    size_ = 0;
+    return absl::OkStatus();
+  }
+
+ private:
+  friend class Snapshot;
+  SnapshotView(std::byte* data, size_t size) : data_(data), size_(size) {}
+  void Drop() {
+    if (!empty()) hostmm_munmap(data_, size_);
+  }
+
+  std::byte* data_ = nullptr;
+  size_t size_ = 0;
+};
+
+// The content that a region's file had at one moment: the handle of it, a descriptor, which is
+// closed when the Snapshot goes. The snapshot itself goes with the last handle and the last view,
+// in whichever process. Region::Snapshot takes one. Empty (default-constructed, moved from,
+// released): every function answers EBADF.
+class Snapshot {
+  // The text of a call, made when it failed.
+  static auto Named(const char* name, std::string arguments) {
+    return [name, arguments = std::move(arguments)] {
+      return absl::StrCat("Snapshot::", name, "(", arguments, ")");
+    };
+  }
+
+ public:
+  Snapshot() = default;
+  Snapshot(Snapshot&& other) noexcept : handle_(other.Release()) {}
+  Snapshot& operator=(Snapshot&& other) noexcept {
+    if (this != &other) Reset(other.Release());
+    return *this;
+  }
+  ~Snapshot() { Reset(-1); }
+
+  // One that owns a copy of `handle`, a descriptor that was inherited or came from another process;
+  // `handle` stays the caller's. ERRORS: EBADF; EMFILE. Whether it is a handle shows at its first
+  // use.
+  static absl::StatusOr<Snapshot> Duplicate(int handle) {
+    const int copy = fcntl(handle, F_DUPFD_CLOEXEC, 0);
+    if (copy < 0) {
+      return internal::SystemError(
+          [&] { return absl::StrCat("Snapshot::Duplicate(", handle, ")"); }, "fcntl");
+    }
+    return Snapshot(copy);
+  }
+
+  bool empty() const { return handle_ < 0; }
+  // To be passed to other processes; stays the Snapshot's.
+  int handle() const { return handle_; }
+  // Gives the handle up to the caller, who closes it. The Snapshot is empty then.
+  int Release() { return std::exchange(handle_, -1); }
+
+  // hostmm_snapshot_info. ERRORS: EBADF; EIO: the snapshot is lost, the message says why.
+  absl::StatusOr<SnapshotInfo> Info() const {
+    struct hostmm_snapshot_info raw = {};
+    raw.size = sizeof(raw);
+    if (hostmm_snapshot_info(handle_, &raw) != 0) return internal::LastError(Named("Info", ""));
+    return SnapshotInfo{raw.length, raw.unit, raw.copied_bytes, raw.pages_copied, raw.views};
+  }
+
+  // Whether the snapshot is whole: OK says that everything that has been read of its views before
+  // was the snapshot. ERRORS: as Info.
+  absl::Status Check() const {
+    if (hostmm_snapshot_info(handle_, nullptr) != 0) {
+      return internal::LastError(Named("Check", ""));
+    }
+    return absl::OkStatus();
+  }
+
+  // hostmm_snapshot_map, in this process. Pages that nobody has written since are shared with the
+  // live region. ERRORS: EBADF; EINVAL: alignment, beyond the end, a protection that is neither
+  // kRead nor kReadWrite; ENOMEM; EEXIST; EIO: lost; EPERM: no agent thread; ENOTCONN: no pager.
+  absl::StatusOr<SnapshotView> Map(const ViewOptions& options = {}) const {
+    const auto call = Named("Map", absl::StrCat(options.offset, ", ", options.length, ", ",
+                                                internal::Number(options.protection), ", ",
+                                                internal::Text(options.address)));
+    size_t length = options.length;
+    if (length == 0) {
+      struct hostmm_snapshot_info info = {};
+      info.size = sizeof(info);
+      if (hostmm_snapshot_info(handle_, &info) != 0) return internal::LastError(call);
+      if (options.offset >= info.length) return internal::ErrorOf(EINVAL, call());
+      length = info.length - options.offset;
+    }
+    void* at =
+        hostmm_snapshot_map(handle_, options.address, length, static_cast<int>(options.protection),
+                            static_cast<off_t>(options.offset));
+    if (at == MAP_FAILED) return internal::LastError(call);
+    return SnapshotView(static_cast<std::byte*>(at), length);
+  }
+
+  // hostmm_snapshot_export: writes an image of the snapshot to `fd`, a file or a pipe, while
+  // everybody goes on writing to the region. No fsync. By any thread, also several at once. ERRORS:
+  // EBADF; EIO: lost; EINVAL: `earlier` is of another region or not earlier, `resume` on what is no
+  // image of this snapshot; those of the write (ENOSPC, EPIPE, EFBIG); ENOTCONN: the pager is gone.
+  // What has been written then can be gone on with by `resume`.
+  absl::Status ExportTo(int fd, const ExportOptions& options = {}) const {
+    const bool bad_earlier = options.earlier != nullptr && options.earlier->empty();
+    const auto call =
+        Named("ExportTo", absl::StrCat(fd, options.resume ? ", resume" : "",
+                                       options.earlier != nullptr ? ", earlier" : ""));
+    if (bad_earlier) return internal::ErrorOf(EBADF, call());
+    hostmm_export raw = {};
+    raw.size = sizeof(raw);
+    raw.resume = options.resume ? 1 : 0;
+    raw.earlier = options.earlier != nullptr ? options.earlier->handle() : -1;
+    if (options.progress) {
+      raw.progress = [](void* arg, size_t done, size_t total) noexcept {
+        static_cast<const ExportOptions*>(arg)->progress(done, total);
+      };
+      raw.arg = const_cast<ExportOptions*>(&options);
+    }
+    if (hostmm_snapshot_export(handle_, fd, &raw) != 0) return internal::LastError(call);
+    return absl::OkStatus();
+  }
+
+ private:
+  friend class Region;
+  explicit Snapshot(int handle) : handle_(handle) {}
+
+  void Reset(int handle) {
+    if (handle_ >= 0) close(handle_);
+    handle_ = handle;
+  }
+
+  int handle_ = -1;
+};
 
 // One mapping of this process, unmapped when the Region goes. An empty Region (default-constructed,
 // moved from, unmapped, released) has size 0; its functions that take a range answer kOutOfRange.
@@ -324,6 +524,20 @@ class Region {
     const int shared = hostmm_is_shared(data_ + offset);
     if (shared < 0) return internal::LastError(call);
     return shared == 1;
+  }
+
+  // hostmm_snapshot: the content of the whole file of which this is a mapping, as it is at one
+  // moment between the call and its return, while everybody goes on. What is not held: see there.
+  // ERRORS: closed; kOutOfRange: the region is empty; ENOMEM: hostmm does not manage it; ENOTSUP:
+  // its frames are not the pager's, there is no userfaultfd, or a process that maps it cannot be
+  // frozen; ENOSPC: the pager's tables are full; ETIMEDOUT: a process could not be frozen;
+  // ENOTCONN.
+  absl::StatusOr<hostmm::Snapshot> Snapshot() const {
+    const auto call = [] { return "Region::Snapshot()"; };
+    if (absl::Status status = Ready(call, 0, 0); !status.ok()) return status;
+    const int handle = hostmm_snapshot(data_);
+    if (handle < 0) return internal::LastError(call);
+    return hostmm::Snapshot(handle);
   }
 
   // hostmm_mremap, mremap(2), in this process alone. Data and protection stay. length: not 0; the
@@ -471,7 +685,8 @@ class Session {
   }
 
   // hostmm_mmap with MAP_ANONYMOUS: zeros. Shared with children that are forked while it is mapped.
-  // length: opt-in, a multiple of the granule.
+  // length: opt-in, a multiple of the granule. kCow: not shared, and a child has a private view of
+  // what was there; below 8 MiB, and beyond 16 such mappings, plain private memory.
   // ERRORS: closed; EINVAL: alignment, length 0, kPrivate with write; ENOMEM; EEXIST (kExactly);
   // ENOSPC, EPERM, ENOTCONN: see hostmm_mmap.
   absl::StatusOr<Region> MapAnonymous(size_t length, const MapOptions& options = {}) const {
@@ -484,14 +699,16 @@ class Session {
   // hostmm_mmap of a file from `offset` on. The descriptor stays the caller's, who may close it.
   // offset and length: opt-in, multiples of the granule. A file that is neither of a tmpfs nor of
   // hugetlbfs stays the kernel's: its protection is shared, its page tables are not.
-  // ERRORS: as MapAnonymous; EBADF; ENODEV: the descriptor has no memory (a socket, a pipe);
-  // EACCES: it is read-only and the mapping would be written, or it cannot be read; EOVERFLOW.
+  // ERRORS: as MapAnonymous; EINVAL: kCow; EBADF; ENODEV: the descriptor has no memory (a socket, a
+  // pipe); EACCES: it is read-only and the mapping would be written, or it cannot be read;
+  // EOVERFLOW.
   absl::StatusOr<Region> MapFile(int fd, off_t offset, size_t length,
                                  const MapOptions& options = {}) const {
     const auto call = [&] {
       return absl::StrCat("Session::MapFile(", fd, ", ", offset, ", ", length, ", ",
                           internal::Text(options), ")");
     };
+    if (options.share == ShareMode::kCow) return internal::ErrorOf(EINVAL, call());
     return Map(call, fd, offset, length, options, 0);
   }
 
@@ -549,6 +766,7 @@ class Session {
   template <class Call>
   absl::StatusOr<Region> MapWhole(const Call& call, int fd, const MapOptions& options) const {
     struct stat file = {};
+    if (options.share == ShareMode::kCow) return internal::ErrorOf(EINVAL, call());
     if (fstat(fd, &file) != 0) return internal::SystemError(call, "fstat");
     return Map(call, fd, 0, static_cast<size_t>(file.st_size), options, 0);
   }
@@ -565,6 +783,18 @@ class Session {
 
   std::shared_ptr<internal::Attachment> attachment_;
 };
+
+// hostmm_image_load: reads an image of a snapshot into the region, checking it. A full image leaves
+// zeros where it has nothing; an incremental one leaves the memory as it is (load the earlier ones
+// first). fd: at the start of the image, and behind it when this returns OK.
+// ERRORS: kOutOfRange: the region is empty; EILSEQ: damaged, or not whole; what was read before
+// stays. EFBIG: the image is longer than the region; EINVAL: no image; EBADF, EIO: of read.
+inline absl::Status LoadImage(int fd, const Region& region) {
+  const auto call = [&] { return absl::StrCat("LoadImage(", fd, ", ", region.size(), " bytes)"); };
+  if (region.empty()) return internal::ErrorOf(ERANGE, call());
+  if (hostmm_image_load(fd, region.data(), region.size()) != 0) return internal::LastError(call);
+  return absl::OkStatus();
+}
 
 }  // namespace v1
 }  // namespace hostmm

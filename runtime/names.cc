@@ -45,6 +45,13 @@ int Names::Open(const Who& who, const Wish& wish, Opened* opened) {
   return error;
 }
 
+int Names::Find(const Who& who, std::string_view name, MmId* mm) const {
+  const auto it = names_.find(name);
+  if (it == names_.end()) return ENOENT;
+  *mm = it->second.mm;
+  return WhyNot(it->second, who, O_RDONLY);
+}
+
 int Names::HandOut(const Named& named, uint64_t access, Opened* opened) const {
   const std::shared_ptr<const Backing> backing = files_->Find(named.mm);
   if (backing == nullptr) return ENOENT;

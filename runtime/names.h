@@ -51,6 +51,8 @@ class Names {
   // RETURNS: 0, or EINVAL (name, length or flags make no sense), EEXIST, ENOENT, EACCES, ENOSPC
   // (no frames, or no room in the tables), EMFILE.
   int Open(const Who& who, const Wish& wish, Opened* opened);
+  // The region of that name, for who may read it. RETURNS: 0, ENOENT, EACCES.
+  int Find(const Who& who, std::string_view name, MmId* mm) const;
   // RETURNS: 0, or EINVAL, ENOENT, EACCES (neither the owner nor root).
   int Unlink(const Who& who, std::string_view name);
 

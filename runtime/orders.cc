@@ -23,6 +23,32 @@ void Orders::OnDone(Guest& guest, const protocol::Message& answer) {
   const Done done = std::move(it->second);
   open_.erase(it);
   if (done) done(answer);
+  SendQueued(guest);
+}
+
+void Orders::Queue(Guest& guest, const protocol::Message& order, Done done) {
+  queued_[guest.id.slot].push_back({order, std::move(done)});
+  SendQueued(guest);
+}
+
+// One at a time: the answer sends the next.
+void Orders::SendQueued(Guest& guest) {
+  const auto it = queued_.find(guest.id.slot);
+  if (it == queued_.end()) return;
+  Queued& first = it->second.front();
+  if (Send(guest, first.order, first.done) != SendResult::kSent) return;
+  it->second.pop_front();
+  if (it->second.empty()) queued_.erase(it);
+}
+
+void Orders::OnGuestGone(GuestId guest) {
+  open_.erase(guest.slot);
+  queued_.erase(guest.slot);
+}
+
+void Orders::Tick(const GuestSet& guests) {
+  if (queued_.empty()) return;
+  guests.ForEach([this](Guest& guest) { SendQueued(guest); });
 }
 
 }  // namespace hostmm

@@ -1,13 +1,14 @@
 // Orders to the agents of guests: one at a time per guest, each answered once.
 //
 // Threads:  the loop thread.
-// Errors:   an order that cannot be sent (no agent, another is open, the channel is full or gone)
-//           is not kept; whoever wanted it asks again when there is a reason to. A guest that never
-//           answers gets no more.
+// Errors:   an order of Send that cannot be sent (no agent, another is open, the channel is full or
+//           gone) is not kept; whoever wanted it asks again when there is a reason to. One of Queue
+//           is kept until it can be. A guest that never answers gets no more.
 #ifndef HOSTMM_RUNTIME_ORDERS_H_
 #define HOSTMM_RUNTIME_ORDERS_H_
 
 #include <cstdint>
+#include <deque>
 #include <functional>
 
 #include "absl/container/flat_hash_map.h"
@@ -24,13 +25,24 @@ class Orders {
 
   // Sends `order`; its number is set here. `done` may be null. It is not called if the guest goes.
   SendResult Send(Guest& guest, protocol::Message order, Done done);
+  // Sends it now, or behind those that are open or queued. As Send otherwise.
+  void Queue(Guest& guest, const protocol::Message& order, Done done);
   // An answer came. One that was not asked for is ignored.
   void OnDone(Guest& guest, const protocol::Message& answer);
-  void OnGuestGone(GuestId guest) { open_.erase(guest.slot); }
+  void OnGuestGone(GuestId guest);
+  // Sends what is queued and could not be sent.
+  void Tick(const GuestSet& guests);
 
  private:
+  struct Queued {
+    protocol::Message order;
+    Done done;
+  };
+  void SendQueued(Guest& guest);
+
   uint32_t next_ = 1;
-  absl::flat_hash_map<uint32_t, Done> open_;  // by slot
+  absl::flat_hash_map<uint32_t, Done> open_;                  // by slot
+  absl::flat_hash_map<uint32_t, std::deque<Queued>> queued_;  // by slot; no empty ones
 };
 
 }  // namespace hostmm

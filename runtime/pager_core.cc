@@ -72,6 +72,14 @@ Session::Terms TermsOf(const PagerOptions& options, const Rung& rung) {
   return terms;
 }
 
+Snapshots::Terms SnapshotTermsOf(const PagerOptions& options, const Rung& rung) {
+  Snapshots::Terms terms;
+  terms.normal_modes = TermsOf(options, rung).register_modes;
+  terms.memory_limit = options.snapshot_memory_bytes;
+  if (rung.uffd.source != UffdAccess::Source::kNone) terms.uffd = Snapshots::Terms::Uffd::kHere;
+  return terms;
+}
+
 UniqueFd TerminationSignals() {
   sigset_t set;
   sigemptyset(&set);
@@ -128,6 +136,13 @@ PagerCore::PagerCore(const PagerOptions& options, Rung rung, SharedSegment segme
       resolver_(&tables_, &files_, &guests_, &pool_, &collapse_retry_),
       opt_in_(&tables_, &guests_, SegmentConfig{}.max_guests, kRegionsPerGuest),
       filler_(&tables_, &files_, &pool_),
+      snapshots_({.tables = &tables_,
+                  .files = &files_,
+                  .guests = &guests_,
+                  .orders = &orders_,
+                  .pool = &pool_,
+                  .loop = loop_.get()},
+                 SnapshotTermsOf(options, rung_)),
       session_(TermsOf(options, rung_),
                {.tables = &tables_,
                 .files = &files_,
@@ -135,6 +150,7 @@ PagerCore::PagerCore(const PagerOptions& options, Rung rung, SharedSegment segme
                 .orders = &orders_,
                 .opt_in = &opt_in_,
                 .filler = &filler_,
+                .snapshots = &snapshots_,
                 .uffd = &rung_.uffd,
                 .store = &rung_.store,
                 .second = rung_.second.has_value() ? &*rung_.second : nullptr,
@@ -145,6 +161,7 @@ absl::Status PagerCore::Run() {
     budget_.emplace(options_.pt_budget_bytes, &guests_, &orders_);
     resolver_.SetBudget(&*budget_);
   }
+  resolver_.SetSnapshots(&snapshots_);
   fcntl(listener_.get(), F_SETFL, O_NONBLOCK);
   if (life_.ok()) fcntl(life_.get(), F_SETFL, O_NONBLOCK);
   loop_->Watch(listener_.get(), [this] { return Accept(); });
@@ -203,6 +220,8 @@ EventLoop::Progress PagerCore::OnNewcomer(uint64_t number) {
     Introduce(std::move(newcomer), std::move(packet));
   } else if (packet.message.kind == protocol::Kind::kInspect) {
     ShowSegment(packet);
+  } else {
+    AnswerTool(newcomer.channel.fd.get(), packet);
   }
   return EventLoop::Progress::kDrained;
 }
@@ -217,6 +236,22 @@ void PagerCore::ShowSegment(const Packet& ask) const {
   answer.offset = counts.operations.timed_out;
   answer.value[0] = counts.votes;
   SendPacket(ask.fds[0].get(), answer, same ? segment_.fd.get() : -1);
+}
+
+void PagerCore::AnswerTool(int connection, Packet& ask) {
+  const protocol::Kind kind = ask.message.kind;
+  const absl::StatusOr<Peer> peer = PeerOf(connection);
+  const bool known = kind == protocol::Kind::kSnapshotOf || kind == protocol::Kind::kDropKept;
+  if (!known || !peer.ok()) return;
+  if (ask.message.version != protocol::kVersion) {
+    protocol::Message answer = NewPacket(protocol::Kind::kReply);
+    answer.status = protocol::Status::kVersion;
+    SendPacket(ask.fds[0].get(), answer);
+    return;
+  }
+  snapshots_.OnTool(*peer, ask, [this](const Peer& who, const std::string& name, MmId* mm) {
+    return session_.FindName(who, name, mm);
+  });
 }
 
 void PagerCore::Introduce(Newcomer newcomer, Packet hello) {
@@ -243,7 +278,7 @@ void PagerCore::WatchChannel(Guest& guest) {
   most_guests_ = std::max(most_guests_, guests_.size());
 }
 
-void PagerCore::AddChild(Guest& parent, GuestId child, UniqueFd channel) {
+Guest& PagerCore::AddChild(Guest& parent, GuestId child, UniqueFd channel) {
   WantCredentials(channel.get());
   auto guest = std::make_unique<Guest>();
   guest->id = child;
@@ -251,7 +286,9 @@ void PagerCore::AddChild(Guest& parent, GuestId child, UniqueFd channel) {
   guest->gid = parent.gid;
   guest->program = parent.program;
   guest->channel.fd = std::move(channel);
-  WatchChannel(*guests_.Add(std::move(guest)));
+  Guest* const added = guests_.Add(std::move(guest));
+  WatchChannel(*added);
+  return *added;
 }
 
 void PagerCore::WatchGuest(Guest& guest, UniqueFd uffd, pid_t pid) {
@@ -292,12 +329,14 @@ EventLoop::Progress PagerCore::OnChannel(GuestId id) {
 void PagerCore::EndGuest(GuestId id) {
   Guest* guest = guests_.Find(id);
   if (guest == nullptr) return;
+  snapshots_.OnLeaving(*guest);
   guest->channel.Close(loop_.get());
   guest->uffd.Close(loop_.get());
   guest->pidfd.Close(loop_.get());
   orders_.OnGuestGone(id);
   if (budget_.has_value()) budget_->OnGuestGone(id);
   session_.Forget(*guest);
+  snapshots_.OnGone(*guest);
   guests_.Erase(id);
   EndIfOver();
 }
@@ -336,6 +375,8 @@ void PagerCore::Tick() {
   adopter_.Tick();
   collapse_retry_.Tick();
   opt_in_.Tick();
+  orders_.Tick(guests_);
+  snapshots_.Tick();
   DropTheSilent();
   const MemoryClimate memory = climate_.Now();
   resolver_.SetMemory(memory);

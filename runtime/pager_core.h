@@ -28,6 +28,7 @@
 #include "runtime/savings.h"
 #include "runtime/session.h"
 #include "runtime/shared_segment.h"
+#include "runtime/snapshot/snapshots.h"
 #include "runtime/worker_pool.h"
 #include "vmm/host_tables.h"
 
@@ -46,7 +47,7 @@ class PagerCore : public SessionHost {
 
   // SessionHost.
   Room RoomForGuest(uid_t uid) const override;
-  void AddChild(Guest& parent, GuestId child, UniqueFd channel) override;
+  Guest& AddChild(Guest& parent, GuestId child, UniqueFd channel) override;
   void WatchGuest(Guest& guest, UniqueFd uffd, pid_t pid) override;
 
  private:
@@ -63,6 +64,7 @@ class PagerCore : public SessionHost {
   EventLoop::Progress OnNewcomer(uint64_t number);
   void Introduce(Newcomer newcomer, Packet hello);
   void ShowSegment(const Packet& ask) const;
+  void AnswerTool(int connection, Packet& ask);
   void WatchChannel(Guest& guest);
   EventLoop::Progress OnChannel(GuestId id);
   void EndGuest(GuestId id);
@@ -91,6 +93,7 @@ class PagerCore : public SessionHost {
   Resolver resolver_;
   OptIn opt_in_;
   Filler filler_;
+  Snapshots snapshots_;
   Session session_;
   std::map<uint64_t, Newcomer> newcomers_;  // by number, so the oldest is first
   uint64_t next_newcomer_ = 0;

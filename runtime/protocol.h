@@ -36,6 +36,20 @@
 //           agents: done, noted on the board;
 //           the last one: kBoardDone            ->   all that map it have done it
 //                                               <-   kReply
+//           snapshots (docs/snapshots.md):
+//           kTakeSnapshot?                      ->   freezes the file in all that map it
+//           agents:                             <-   kOrder kFreeze + userfaultfd, life pipe
+//           kFreezeDone                         ->   the last one: the snapshot is taken
+//                                               <-   kReply + handle
+//           kViewFile? + handle                 ->
+//                                               <-   kReply + the file, read-only
+//           mmap(MAP_PRIVATE)
+//           kMapView? + handle                  ->   view; UFFDIO_REGISTER
+//                                               <-   kReply
+//           close(handle), the last one         ->   the snapshot goes when nothing is mapped of it
+//           agents:                             <-   kOrder kThaw: nothing is frozen any more
+//           On the handle, a socket of the same kind, "?" packets of whoever holds it: kSnapshotInfo,
+//           kExport.
 // Trust:    a guest is hostile input. The pager checks every field against that guest's own
 //           regions.
 // Used by:  both sides, and by code that may not use the C++ library: plain data only.
@@ -50,7 +64,7 @@ namespace hostmm::protocol {
 inline constexpr uint32_t kMagic = 0x31'4d'4d'48;  // "HMM1", little endian
 // Raised whenever Message or the meaning of a field changes. Both sides must have the same: the
 // preload library and the pager come from one build.
-inline constexpr uint32_t kVersion = 2;
+inline constexpr uint32_t kVersion = 3;
 inline constexpr int kMaxFds = 4;
 
 // A managed region is at least this long: four page-table pages' worth (2 MiB each). Below it
@@ -72,15 +86,17 @@ enum class Kind : uint32_t {
                  //   bytes; fd: file
   kMap,          // ? va, length, mm, offset, prot, mode = Share. Length 0: the file is not wanted
                  //   after all. mm: the file of kCreate, or one of which this guest has a region
-                 //   with the same Share that holds `offset` (a second window). Answer: as kAccess
+                 //   with the same Share that holds `offset` (a second window). Answer: as kAccess,
+                 //   and value[1] = 1 if the file is frozen (kFreeze follows)
   kAdopt,        // ? va, length, offset, prot, mode = Share, value[0] = AdoptSource, value[1] =
                  //   shmid; second fd: the file, if AdoptSource is kFile. Answer: mm, value[0] =
-                 //   Adopted, and as kAccess
+                 //   Adopted, and as kMap
   kUnmap,        // va, length
   kProtect,      // va, length, prot
   kPunch,        // va, length: MADV_REMOVE was done there
   kFlags,        // va, length, value[0] = flags to set, value[1] = flags to clear (region_flags.h)
-  kMove,         // ? va, length, value[0] = new va, value[1] = new length: mremap was done
+  kMove,         // ? va, length, value[0] = new va, value[1] = new length: mremap was done.
+                 //   Answer: value[1] = 1 if frozen; then the guest zaps the range before it goes on
   kForkIntent,   // fds: the child's channel
   kChildAttach,  // as kAttach
   kAgent,        // value[0]: 1 an agent reads orders now; 0 the agent is to end: the pager sends it
@@ -97,6 +113,33 @@ enum class Kind : uint32_t {
   kOpenName,     // ? text = name, length, value[0] = O_* flags, value[1] = mode bits. Answer: length,
                  //   value[0] = unit of length; fd: the file. Refused: value[1] = errno
   kUnlinkName,   // ? text = name. Refused: value[1] = errno
+  kTakeSnapshot,  // ? va: of the file that is mapped there. Answer: length of the file, value[0] =
+                  //   bytes that are copied at once (4 KiB or 2 MiB); fd: the handle, a socket.
+                  //   Refused: value[1] = errno, text
+  kFreezeDone,    // mm, order: that kFreeze has been carried out. Sent under the guest's lock
+  kViewFile,      // ? second fd: the handle. Answer: length, value[0] as kTakeSnapshot; fd: the file of
+                  //   which a view is a MAP_PRIVATE mapping, read-only
+  kMapView,       // ? va, length, offset, prot (with PROT_WRITE: private-writable); second fd: the
+                  //   handle. What is mapped there is a view now. Answer: mm. The agent has been sent
+                  //   kHoldLife before that
+  kSettleView,    // ? va, length: the guest is about to fork. What it touches of its views there is
+                  //   copied from now on, never shared; the answer comes when nothing is on its way
+  kForkCow,       // ? va: a kRegionCow region of a guest that is about to fork. The file is frozen but
+                  //   for what the asker's own tables map, which it is to zap before it forks; its next
+                  //   kForkIntent's child has a view there. Answer: mm; fd: the file, read-only
+  kRemove,        // ? va, length: MADV_REMOVE of frozen memory, done by the pager
+  // On a snapshot's handle.
+  kSnapshotInfo = 24,  // ? Answer: length, offset = bytes of pre-images held, mm = id, value[0] =
+                       //   pages copied, value[1] = views. A lost snapshot: kFailed, EIO, text = why
+  kExport,             // ? value[0] = bytes of the image that stand in the file already (resume),
+                       //   second fd: the image, third fd: progress pipe or none, fourth fd: handle of
+                       //   the earlier snapshot of an incremental image. Answer, when it is written:
+                       //   length = bytes of the image, value[0] = data pages. kFailed: value[1]
+  kKeep,               // ? text = name: the snapshot lives on under that name. Refused: value[1] = errno
+  // A tool connects, says one of these, and is answered.
+  kSnapshotOf = 30,    // ? text = name of a region, or "#N" for the file N of `hostmm dump`, or "@NAME"
+                       //   for a snapshot that is kept. Answer: as kTakeSnapshot
+  kDropKept = 31,      // ? text = name. Refused: value[1] = errno
   // A tool asks for the segment.
   kInspect = 32,  // ? Answer: fd: the segment; of opt-in memory va = operations, length = members
                   //   woken for them, offset = operations that timed out, value[0] = votes
@@ -157,6 +200,22 @@ enum class OrderOp : uint32_t {
   kUnwatch,
   // Look at the board of `mm` now. Not answered.
   kLook,
+  // Under the guest's lock: mark all regions of `mm` as frozen (a forked child registers them with
+  // kTrackedModes), zap them unless value[0] = 1, say kFreezeDone. fds: userfaultfd, read end of the
+  // life pipe: kept until that pipe's last write end is closed, when the pager has gone, so that
+  // nobody writes unseen; or until kThaw.
+  kFreeze,
+  // The regions of `mm` are frozen no more: zap them, so that they are mapped natively again. Not
+  // answered.
+  kThaw,
+  // Zap the pages of the block at `va` whose bits are set in text[0..63] (512 bits, lowest first) in
+  // a view. Answered by kOrderDone.
+  kZapPages,
+  // The view at [va, va+length) is lost: every access to it is to be SIGBUS. Answered by kOrderDone.
+  kLoseView,
+  // fd: a write end of the life pipe of `mm`. Kept until the guest has no view of it: when the
+  // channel ends, views are lost first. Not answered.
+  kHoldLife,
 };
 
 // How a guest runs, in the answer to kHello.
@@ -164,6 +223,10 @@ enum class Mode : uint32_t {
   kUffd = 1,    // faults in holes come to the pager
   kNative = 2,  // no userfaultfd to be had: the kernel fills holes from the same frames
 };
+
+// UFFDIO_REGISTER_MODE_MISSING | _WP | _MINOR: everything of frozen memory and of views comes to the
+// pager.
+inline constexpr uint64_t kTrackedModes = 7;
 
 struct MmHandle {
   uint32_t slot;

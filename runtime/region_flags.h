@@ -20,6 +20,13 @@ inline constexpr uint64_t kRegionDedicated = 32;
 inline constexpr uint64_t kRegionNeverWrite = 64;
 // MAP_PRIVATE, read-only: a write by a debugger stays this process's own.
 inline constexpr uint64_t kRegionPrivate = 128;
+// Private memory whose fork is a snapshot: the child has a private-writable view of it.
+inline constexpr uint64_t kRegionCow = 512;
+// A view of a snapshot; with kRegionViewWritable what is written stays this process's own.
+inline constexpr uint64_t kRegionView = 1024;
+inline constexpr uint64_t kRegionViewWritable = 2048;
+// A view that shares no frame with the live region any more: what is touched is copied.
+inline constexpr uint64_t kRegionCopyOnly = 4096;
 
 }  // namespace hostmm
 

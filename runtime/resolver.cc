@@ -9,6 +9,7 @@
 #include <optional>
 
 #include "runtime/page_table_budget.h"
+#include "runtime/snapshot/snapshots.h"
 #include "runtime/uffd_decode.h"
 #include "runtime/userfaultfd.h"
 
@@ -52,7 +53,7 @@ EventLoop::Progress Resolver::Drain(Guest& guest) {
     for (int i = 0; i < count; ++i) {
       const std::optional<FaultEvent> event = DecodeFault(guest.id, messages[i]);
       if (event.has_value()) {
-        Resolve(guest, *event, Decide(*tables_, *event, ClimateFor(event->kind)));
+        OnEvent(guest, *event);
       } else {
         CloseForkedUserfaultfd(messages[i]);
       }
@@ -63,10 +64,32 @@ EventLoop::Progress Resolver::Drain(Guest& guest) {
   return EventLoop::Progress::kMore;
 }
 
+void Resolver::OnEvent(Guest& guest, const FaultEvent& event) {
+  if (snapshots_ != nullptr && snapshots_->any() &&
+      snapshots_->Park(event) == Freezer::Park::kYes) {
+    return;
+  }
+  Resolve(guest, event, Decide(*tables_, event, ClimateFor(event.kind)));
+}
+
+void Resolver::SetSnapshots(Snapshots* snapshots) {
+  snapshots_ = snapshots;
+  snapshots_->SetResume([this](const FaultEvent& event) {
+    if (Guest* guest = guests_->Find(event.guest); guest != nullptr) OnEvent(*guest, event);
+  });
+}
+
 void Resolver::SetBudget(PageTableBudget* budget) {
   budget_ = budget;
   budget_->SetResume(
-      [this](const PageTableBudget::Fault& fault) { Continue(fault.decision, fault.page); });
+      [this](const PageTableBudget::Fault& fault) { ContinueLater(fault.decision, fault.page); });
+}
+
+// What was decided before a snapshot may not hold any more: the thread comes again.
+void Resolver::ContinueLater(const FaultDecision& decision, GuestAddr page) {
+  if (snapshots_ == nullptr || !snapshots_->IsFrozen(decision.mm)) return Continue(decision, page);
+  Wake({decision.guest, page.value(), kPageSize});
+  Commit(*tables_, decision, Outcome::kDone, Grain::kSmall);
 }
 
 void Resolver::SetMemory(MemoryClimate memory) {
@@ -78,8 +101,10 @@ void Resolver::SetMemory(MemoryClimate memory) {
 // more; what is there is mapped in one go.
 Climate Resolver::ClimateFor(FaultKind kind) const {
   Climate climate = climate_;
-  if (budget_ != nullptr) {
-    climate.tracked_around = kind == FaultKind::kMinor ? kContinuedAtOnce : kFirstWindow;
+  if (kind == FaultKind::kMinor) {
+    climate.tracked_around = kContinuedAtOnce;
+  } else if (budget_ != nullptr) {
+    climate.tracked_around = kFirstWindow;
   }
   return climate;
 }
@@ -106,8 +131,14 @@ void Resolver::Resolve(Guest& guest, const FaultEvent& event, const FaultDecisio
       Wake(waiter);
       break;
     case FaultAction::kDeny:
-      Deny(waiter);
+      // Whoever has told the guest to replace the view wakes it then.
+      if (decision.cause != FaultCause::kLostSnapshot) Deny(waiter);
       break;
+    case FaultAction::kPrivatize:
+    case FaultAction::kUnprotect:
+      return snapshots_->OnFirstWrite(event, decision);
+    case FaultAction::kView:
+      return snapshots_->OnViewTouch(guest, event);
   }
   Commit(*tables_, decision, Outcome::kDone, decision.grain);
 }
@@ -219,9 +250,10 @@ UffdResult Resolver::MapPresent(const Guest& guest, const FaultDecision& decisio
     end = begin + kPageSize;
   }
   const int uffd = guest.uffd.fd.get();
-  const UffdResult result = UffdContinue(uffd, page.value(), end - page.value());
+  const auto protect = decision.write_protect ? WriteProtected::kYes : WriteProtected::kNo;
+  const UffdResult result = UffdContinue(uffd, page.value(), end - page.value(), protect);
   if (result != UffdResult::kDone && result != UffdResult::kPartial) return result;
-  if (begin < page.value()) UffdContinue(uffd, begin, page.value() - begin);
+  if (begin < page.value()) UffdContinue(uffd, begin, page.value() - begin, protect);
   return UffdResult::kDone;
 }
 
@@ -230,6 +262,10 @@ UffdResult Resolver::MapPresent(const Guest& guest, const FaultDecision& decisio
 void Resolver::Deny(const Waiter& waiter) {
   Guest* guest = guests_->Find(waiter.guest);
   if (guest == nullptr || !guest->uffd.fd.ok()) return;
+  const std::optional<Region> region = tables_->FindRegion(waiter.guest, GuestAddr(waiter.va));
+  if (snapshots_ != nullptr && region.has_value() && snapshots_->IsFrozen(region->mm)) {
+    snapshots_->LoseFor(region->mm, "a fault of it could not be served");
+  }
   const uint64_t page = waiter.va & ~(kPageSize - 1);
   const uint64_t bytes = waiter.bytes == 0 ? kPageSize : waiter.bytes;
   if (UffdUnregister(guest->uffd.fd.get(), page, bytes) != UffdResult::kDone) {

@@ -28,6 +28,7 @@
 namespace hostmm {
 
 class PageTableBudget;
+class Snapshots;
 
 class Resolver {
  public:
@@ -42,6 +43,9 @@ class Resolver {
   // Reads and answers the faults of one guest. kMore: a bounded number was read, there may be
   // others.
   EventLoop::Progress Drain(Guest& guest);
+
+  // Asks `snapshots` of what is frozen, and of views. Without one there are none.
+  void SetSnapshots(Snapshots* snapshots);
 
   // Called once a tick.
   void SetMemory(MemoryClimate memory);
@@ -65,6 +69,8 @@ class Resolver {
   static BlockKey KeyOf(const FaultDecision& decision);
 
   Climate ClimateFor(FaultKind kind) const;
+  void OnEvent(Guest& guest, const FaultEvent& event);
+  void ContinueLater(const FaultDecision& decision, GuestAddr page);
   void Resolve(Guest& guest, const FaultEvent& event, const FaultDecision& decision);
   void Populate(const FaultDecision& decision);
   void Collapse(std::shared_ptr<const Backing> backing, const FaultDecision& decision);
@@ -82,6 +88,7 @@ class Resolver {
   WorkerPool* const pool_;
   CollapseRetry* const retry_;
   PageTableBudget* budget_ = nullptr;
+  Snapshots* snapshots_ = nullptr;
   Climate climate_;
   absl::flat_hash_map<BlockKey, std::vector<Waiter>> parked_;
 };

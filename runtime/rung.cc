@@ -36,6 +36,8 @@ const char* Name(FrameKind kind) {
       return "adopted";
     case FrameKind::kForeign:
       return "foreign";
+    case FrameKind::kSnapshot:
+      return "snapshot";
   }
   return "?";
 }

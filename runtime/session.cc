@@ -14,6 +14,7 @@
 
 #include "runtime/opt_in_range.h"
 #include "runtime/region_flags.h"
+#include "runtime/snapshot/answers.h"
 #include "vmm/host_mm.h"
 #include "vmm/table_sharing.h"
 
@@ -27,7 +28,8 @@ using protocol::Status;
 static_assert(kRegionDontFork == kDontFork && kRegionHintHuge == kHintHuge &&
               kRegionHintSmall == kHintSmall && kRegionSharedPt == kSharedPt &&
               kRegionDedicated == kDedicated && kRegionNeverWrite == kNeverWrite &&
-              kRegionPrivate == kPrivate);
+              kRegionPrivate == kPrivate && kRegionCow == kCow && kRegionView == kView &&
+              kRegionViewWritable == kViewWritable && kRegionCopyOnly == kCopyOnly);
 
 // What one user may take of the files that all share (vmm/segment.h): three quarters. Arbitrary, as
 // kRegionsPerGuest.
@@ -57,6 +59,12 @@ bool IsPageAligned(uint64_t bytes) { return bytes % kPageSize == 0; }
 // have.
 Message CheckShare(const Guest& guest, const Message& ask, protocol::Share allowed) {
   if (ask.mode == 0) return Answer(Status::kOk);
+  // Private to its one process, whose agent has to freeze it.
+  if (ask.mode == kCow && (allowed & kCow) != 0) {
+    return guest.has_agent && guest.uffd.fd.ok()
+               ? Answer(Status::kOk)
+               : Answer(Status::kNotPermitted, "copy-on-write memory needs an agent and uffd mode");
+  }
   if ((ask.mode & ~allowed) != 0 || (ask.mode & kSharedPt) == 0) {
     return Answer(Status::kRefused, "such sharing makes no sense");
   }
@@ -105,8 +113,9 @@ void Session::Welcome(const Packet& hello) const {
 }
 
 Session::Verdict Session::OnPacket(Guest& guest, Packet packet) {
+  const Kind kind = packet.message.kind;
   const bool of_agent =
-      packet.message.kind == Kind::kOrderDone || packet.message.kind == Kind::kBoardDone;
+      kind == Kind::kOrderDone || kind == Kind::kBoardDone || kind == Kind::kFreezeDone;
   if (!of_agent) ++guest.packets;
   const Verdict verdict = Dispatch(guest, packet);
   opt_in_->OnPacket(guest);
@@ -131,6 +140,17 @@ Session::Verdict Session::Dispatch(Guest& guest, Packet& packet) {
       return Verdict::kKeep;
     case Kind::kForAll:
       opt_in_->ForAll(guest, packet);
+      return Verdict::kKeep;
+    case Kind::kFreezeDone:
+      snapshots_->OnFreezeDone(guest, message);
+      return Verdict::kKeep;
+    case Kind::kTakeSnapshot:
+    case Kind::kViewFile:
+    case Kind::kMapView:
+    case Kind::kSettleView:
+    case Kind::kForkCow:
+    case Kind::kRemove:
+      OnSnapshotQuestion(guest, packet);
       return Verdict::kKeep;
     case Kind::kAgent:
     case Kind::kUnmap:
@@ -170,6 +190,29 @@ Session::Verdict Session::Dispatch(Guest& guest, Packet& packet) {
   if (answer.status != Status::kOk && answer.status != Status::kFailed) ++ledger_.refused;
   if (packet.fds[0].ok()) SendPacket(packet.fds[0].get(), answer, file.get());
   return Verdict::kKeep;
+}
+
+void Session::OnSnapshotQuestion(Guest& guest, Packet& packet) {
+  switch (packet.message.kind) {
+    case Kind::kTakeSnapshot:
+      if (!HasRoomForFile(guest.uid)) {
+        return Refuse(packet, ENOSPC, "this user has too many regions");
+      }
+      return snapshots_->Take(guest, packet);
+    case Kind::kViewFile:
+      return snapshots_->ViewFile(packet);
+    case Kind::kMapView:
+      if (!HasRoomForRegion(guest)) {
+        return Refuse(packet, ENOSPC, "this process has too many regions");
+      }
+      return snapshots_->MapView(guest, packet);
+    case Kind::kSettleView:
+      return snapshots_->Settle(guest, packet);
+    case Kind::kForkCow:
+      return snapshots_->ForkCow(guest, packet);
+    default:
+      return snapshots_->Remove(guest, packet);
+  }
 }
 
 Session::Verdict Session::OnNote(Guest& guest, const Message& note) {
@@ -254,14 +297,14 @@ Message Session::Map(Guest& guest, const Message& ask) {
     return ask.mode != 0 ? MapAgain(guest, ask, mm)
                          : Answer(Status::kRefused, "no such file of yours");
   }
-  Message answer = CheckShare(guest, ask, kSharedPt | kDedicated);
+  Message answer = CheckShare(guest, ask, kSharedPt | kDedicated | kCow);
   if (answer.status == Status::kOk && ask.length != 0) {
     const GuestAddr va(ask.va);
     const PageCount length = PagesFloor(ask.length);
     answer = Place(guest, {va, length, mm, FilePage(ask.offset / kPageSize),
                            AccessFromProt(ask.prot), terms_.region_flags | ask.mode});
     if (answer.status == Status::kOk) {
-      Register(guest, va, length);
+      Register(guest, mm, va, length);
       ++ledger_.regions;
       ledger_.region_bytes += ask.length;
     }
@@ -287,9 +330,12 @@ Message Session::MapAgain(Guest& guest, const Message& ask, MmId mm) {
   const bool registered = own != nullptr && (flags & kPrivate) == 0;
   const GuestAddr va(ask.va);
   const PageCount length = PagesFloor(ask.length);
-  const Message answer = Place(guest, {va, length, mm, first, AccessFromProt(ask.prot),
-                                       flags | (registered ? terms_.region_flags : 0)});
-  if (answer.status == Status::kOk && registered) Register(guest, va, length);
+  Message answer = Place(guest, {va, length, mm, first, AccessFromProt(ask.prot),
+                                 flags | (registered ? terms_.region_flags : 0)});
+  if (answer.status == Status::kOk && registered) {
+    Register(guest, mm, va, length);
+    answer.value[1] = IsFrozen(guest, mm);
+  }
   return answer;
 }
 
@@ -321,10 +367,15 @@ void Session::Release(Guest& guest, GuestAddr va, PageCount length) {
 
 // What the guest's faults there are then sent to us. A refusal (another userfaultfd has the range)
 // leaves it to the kernel.
-void Session::Register(Guest& guest, GuestAddr va, PageCount length) const {
+void Session::Register(Guest& guest, MmId mm, GuestAddr va, PageCount length) const {
   if (guest.uffd.fd.ok()) {
-    UffdRegister(guest.uffd.fd.get(), va.value(), BytesOf(length), terms_.register_modes);
+    UffdRegister(guest.uffd.fd.get(), va.value(), BytesOf(length), snapshots_->ModesFor(mm));
   }
+}
+
+// Whether what the guest has just mapped of the file is frozen; it is told.
+uint64_t Session::IsFrozen(Guest& guest, MmId mm) const {
+  return snapshots_->OnMapped(guest, mm) == Snapshots::Frozen::kYes ? 1 : 0;
 }
 
 bool Session::HandIn(const Message& ask, int file, HandedIn* handed) {
@@ -402,7 +453,8 @@ Message Session::Adopt(Guest& guest, const Message& ask, const UniqueFd& file) {
     const protocol::Adopted kind =
         hugetlb ? protocol::Adopted::kOwnHugetlb : protocol::Adopted::kOwn;
     answer.value[0] = static_cast<uint64_t>(registered ? kind : protocol::Adopted::kForeign);
-    if (registered) Register(guest, va, length);
+    if (registered) Register(guest, mm, va, length);
+    answer.value[1] = registered ? IsFrozen(guest, mm) : 0;
     ++ledger_.adopted;
     ledger_.region_bytes += ask.length;
     if (first && own == nullptr && handed.collapse == HandedIn::Collapse::kYes) adopter_->Add(mm);
@@ -421,6 +473,10 @@ Message Session::Move(Guest& guest, const Message& ask) {
   // What the guest sees as one mapping is several regions here where protections differ. The kernel
   // (6.17) moves those together if they keep their length.
   const std::vector<Region> parts = PartsIn(guest, ask.va, ask.length);
+  // Nobody would know what is mapped at the new place.
+  for (const Region& part : parts) {
+    if ((part.flags & kView) != 0) return Answer(Status::kRefused, "a view does not move");
+  }
   TableStatus moved = TableStatus::kOk;
   if (parts.size() > 1 && ask.length == ask.value[1]) {
     for (size_t i = 0; i < parts.size() && moved == TableStatus::kOk; ++i) {
@@ -438,10 +494,14 @@ Message Session::Move(Guest& guest, const Message& ask) {
   const std::optional<Region> region = tables_->FindRegion(guest.id, to);
   const bool registered = region.has_value() && (region->flags & kPrivate) == 0 &&
                           !IsServedByKernel(tables_->Info(region->mm).frames);
-  if (registered) Register(guest, to, new_length);
+  Message answer = Answer(Status::kOk);
+  if (registered) {
+    Register(guest, region->mm, to, new_length);
+    answer.value[1] = IsFrozen(guest, region->mm);
+  }
   opt_in_->Enter(guest, to, new_length);
   opt_in_->Leave(guest, parts);
-  return Answer(Status::kOk);
+  return answer;
 }
 
 Message Session::Access(const Guest& guest, const Message& ask) const {
@@ -486,7 +546,10 @@ Message Session::UnlinkName(const Guest& guest, const Message& ask) {
 
 void Session::SetAgent(Guest& guest, const Message& note) {
   guest.has_agent = note.value[0] == 1;
-  if (guest.has_agent) return opt_in_->OnAgent(guest);
+  if (guest.has_agent) {
+    snapshots_->OnAttach(guest);
+    return opt_in_->OnAgent(guest);
+  }
   // Not through Orders: it comes behind an order that is open, and nothing answers it.
   Message quit = NewPacket(Kind::kOrder);
   quit.op = protocol::OrderOp::kQuit;
@@ -547,10 +610,14 @@ void Session::Fill(Guest& guest, const Message& note) {
 Session::Verdict Session::Fork(Guest& guest, Packet& packet) {
   if (!IsChannel(packet.fds[0].get())) return Verdict::kEndGuest;
   GuestId child;
+  snapshots_->BeforeFork(guest);
   // A full directory: the channel closes, and the child goes on without us.
-  if (host_->RoomForGuest(guest.uid) == SessionHost::Room::kFull) return Verdict::kKeep;
-  if (tables_->ForkGuest(guest.id, &child) != TableStatus::kOk) return Verdict::kKeep;
-  host_->AddChild(guest, child, std::move(packet.fds[0]));
+  if (host_->RoomForGuest(guest.uid) == SessionHost::Room::kFull ||
+      tables_->ForkGuest(guest.id, &child) != TableStatus::kOk) {
+    snapshots_->AfterFork(guest, nullptr);
+    return Verdict::kKeep;
+  }
+  snapshots_->AfterFork(guest, &host_->AddChild(guest, child, std::move(packet.fds[0])));
   opt_in_->OnFork(guest, child);
   return Verdict::kKeep;
 }
@@ -561,8 +628,13 @@ Session::Verdict Session::Attach(Guest& guest, Packet& packet) {
   if (uffd.ok() && !IsUserfaultfd(uffd.get())) return Verdict::kEndGuest;
   guest.has_agent = packet.message.value[0] == 1;
   host_->WatchGuest(guest, std::move(uffd), packet.sender_pid);
+  snapshots_->OnAttach(guest);
   if (guest.has_agent) opt_in_->OnAgent(guest);
   return Verdict::kKeep;
+}
+
+int Session::FindName(const Peer& peer, const std::string& name, MmId* mm) const {
+  return names_.Find({peer.uid, peer.gid, Names::Who::Room::kFree}, name, mm);
 }
 
 void Session::DropCreated(Guest& guest) {

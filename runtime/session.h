@@ -19,6 +19,7 @@
 #include "runtime/opt_in.h"
 #include "runtime/orders.h"
 #include "runtime/packet.h"
+#include "runtime/snapshot/snapshots.h"
 #include "runtime/userfaultfd.h"
 #include "vmm/host_tables.h"
 
@@ -36,7 +37,7 @@ class SessionHost {
   // Whether this user may have one more guest.
   virtual Room RoomForGuest(uid_t uid) const = 0;
   // A child that `parent` is about to fork, on its own channel.
-  virtual void AddChild(Guest& parent, GuestId child, UniqueFd channel) = 0;
+  virtual Guest& AddChild(Guest& parent, GuestId child, UniqueFd channel) = 0;
   // The guest's userfaultfd and process are known: watch them.
   virtual void WatchGuest(Guest& guest, UniqueFd uffd, pid_t pid) = 0;
 };
@@ -68,6 +69,7 @@ class Session {
     Orders* orders;
     OptIn* opt_in;
     Filler* filler;
+    Snapshots* snapshots;
     const UffdAccess* uffd;
     const FrameStore* store;
     const FrameStore* second;
@@ -82,6 +84,7 @@ class Session {
         orders_(parts.orders),
         opt_in_(parts.opt_in),
         filler_(parts.filler),
+        snapshots_(parts.snapshots),
         uffd_(parts.uffd),
         host_(parts.host),
         frames_(parts.store, parts.second),
@@ -96,6 +99,9 @@ class Session {
 
   // Answers a kHello of a new guest on its reply socket.
   void Welcome(const Packet& hello) const;
+
+  // The region of that name, if `peer` may read it. RETURNS an errno, or 0.
+  int FindName(const Peer& peer, const std::string& name, MmId* mm) const;
 
   // Gives back what the guest has asked for and not finished, and everything that it maps.
   void Forget(Guest& guest);
@@ -124,6 +130,7 @@ class Session {
   protocol::Message IsShared(const Guest& guest, const protocol::Message& ask) const;
   protocol::Message OpenName(const Guest& guest, const protocol::Message& ask, UniqueFd* file);
   protocol::Message UnlinkName(const Guest& guest, const protocol::Message& ask);
+  void OnSnapshotQuestion(Guest& guest, Packet& packet);
   // Notes: what the guest has done already.
   Verdict OnNote(Guest& guest, const protocol::Message& note);
   void SetAgent(Guest& guest, const protocol::Message& note);
@@ -146,7 +153,8 @@ class Session {
   std::vector<Region> PartsIn(const Guest& guest, uint64_t va, uint64_t length) const;
   // Takes them out of the tables, with the files that nobody needs any more.
   void Release(Guest& guest, GuestAddr va, PageCount length);
-  void Register(Guest& guest, GuestAddr va, PageCount length) const;
+  void Register(Guest& guest, MmId mm, GuestAddr va, PageCount length) const;
+  uint64_t IsFrozen(Guest& guest, MmId mm) const;
   void DropCreated(Guest& guest);
 
   const Terms terms_;
@@ -156,6 +164,7 @@ class Session {
   Orders* const orders_;
   OptIn* const opt_in_;
   Filler* const filler_;
+  Snapshots* const snapshots_;
   const UffdAccess* const uffd_;
   SessionHost* const host_;
   FrameMaker frames_;

@@ -9,6 +9,7 @@
 #define HOSTMM_RUNTIME_SESSION_FIXTURE_H_
 
 #include <gtest/gtest.h>
+#include <linux/userfaultfd.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -21,6 +22,7 @@
 #include <utility>
 #include <vector>
 
+#include "runtime/event_loop.h"
 #include "runtime/session.h"
 #include "runtime/worker_pool.h"
 #include "vmm/invariants.h"
@@ -95,6 +97,17 @@ class SessionFixture : public testing::Test, public SessionHost {
         adopter_(&segment_.tables, &guests_, &orders_),
         opt_in_(&segment_.tables, &guests_, SegmentConfig{}.max_guests, kRegionsPerGuest),
         filler_(&segment_.tables, &files_, &pool_),
+        loop_(*EventLoop::Create()),
+        snapshots_({.tables = &segment_.tables,
+                    .files = &files_,
+                    .guests = &guests_,
+                    .orders = &orders_,
+                    .pool = &pool_,
+                    .loop = loop_.get()},
+                   {.uffd = Snapshots::Terms::Uffd::kHere,
+                    .normal_modes = UFFDIO_REGISTER_MODE_MISSING,
+                    .memory_limit = 0,
+                    .policy = {}}),
         store_(*FrameStore::Open(FrameKind::kBase)),
         session_(Terms(), {.tables = &segment_.tables,
                            .files = &files_,
@@ -102,6 +115,7 @@ class SessionFixture : public testing::Test, public SessionHost {
                            .orders = &orders_,
                            .opt_in = &opt_in_,
                            .filler = &filler_,
+                           .snapshots = &snapshots_,
                            .uffd = &uffd_,
                            .store = &store_,
                            .second = nullptr,
@@ -115,15 +129,15 @@ class SessionFixture : public testing::Test, public SessionHost {
 
   // SessionHost.
   Room RoomForGuest(uid_t) const override { return room_; }
-  void AddChild(Guest& parent, GuestId child, UniqueFd channel) override {
+  Guest& AddChild(Guest& parent, GuestId child, UniqueFd channel) override {
     auto guest = std::make_unique<Guest>();
     guest->id = child;
     guest->uid = parent.uid;
     guest->gid = parent.gid;
     guest->channel.fd = std::move(channel);
-    guests_.Add(std::move(guest));
     children_.push_back(child);
     ids_.push_back(child);
+    return *guests_.Add(std::move(guest));
   }
   void WatchGuest(Guest& guest, UniqueFd uffd, pid_t pid) override {
     ++attached_;
@@ -175,7 +189,9 @@ class SessionFixture : public testing::Test, public SessionHost {
   // As when its channel closes.
   void EndGuest(Guest& guest) {
     const GuestId id = guest.id;
+    snapshots_.OnLeaving(guest);
     session_.Forget(guest);
+    snapshots_.OnGone(guest);
     guests_.Erase(id);
     std::erase(ids_, id);
     agents_.erase(id.slot);
@@ -248,6 +264,8 @@ class SessionFixture : public testing::Test, public SessionHost {
   Adopter adopter_;
   OptIn opt_in_;
   Filler filler_;
+  std::unique_ptr<EventLoop> loop_;
+  Snapshots snapshots_;
   UffdAccess uffd_;
   FrameStore store_;
   Session session_;

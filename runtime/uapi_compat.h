@@ -26,4 +26,8 @@
 #define MREMAP_DONTUNMAP 4
 #endif
 
+#ifndef UFFDIO_CONTINUE_MODE_WP  // Linux 6.4
+#define UFFDIO_CONTINUE_MODE_WP (static_cast<__u64>(1) << 1)
+#endif
+
 #endif  // HOSTMM_RUNTIME_UAPI_COMPAT_H_

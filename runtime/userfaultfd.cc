@@ -53,11 +53,40 @@ UffdResult UffdWake(int uffd, uint64_t va, uint64_t bytes) {
   return RangeIoctl(uffd, UFFDIO_WAKE, va, bytes);
 }
 
-UffdResult UffdContinue(int uffd, uint64_t va, uint64_t bytes) {
-  uffdio_continue request = {.range = {.start = va, .len = bytes}, .mode = 0, .mapped = 0};
+UffdResult UffdContinue(int uffd, uint64_t va, uint64_t bytes, WriteProtected protect) {
+  const uint64_t mode = protect == WriteProtected::kYes ? UFFDIO_CONTINUE_MODE_WP : 0;
+  uffdio_continue request = {.range = {.start = va, .len = bytes}, .mode = mode, .mapped = 0};
   if (ioctl(uffd, UFFDIO_CONTINUE, &request) == 0) return UffdResult::kDone;
   if (errno == EAGAIN && request.mapped > 0) return UffdResult::kPartial;
   return FromErrno(errno);
+}
+
+UffdResult UffdWriteProtect(int uffd, uint64_t va, uint64_t bytes, WriteProtected protect) {
+  const uint64_t mode = protect == WriteProtected::kYes ? UFFDIO_WRITEPROTECT_MODE_WP : 0;
+  uffdio_writeprotect request = {.range = {.start = va, .len = bytes}, .mode = mode};
+  return ioctl(uffd, UFFDIO_WRITEPROTECT, &request) == 0 ? UffdResult::kDone : FromErrno(errno);
+}
+
+UffdResult UffdCopy(int uffd, uint64_t va, const void* from, uint64_t bytes) {
+  uffdio_copy request = {
+      .dst = va, .src = reinterpret_cast<uintptr_t>(from), .len = bytes, .mode = 0, .copy = 0};
+  if (ioctl(uffd, UFFDIO_COPY, &request) == 0) return UffdResult::kDone;
+  if (errno == EAGAIN && request.copy > 0) return UffdResult::kPartial;
+  return FromErrno(errno);
+}
+
+UffdResult UffdZero(int uffd, uint64_t va, uint64_t bytes) {
+  uffdio_zeropage request = {.range = {.start = va, .len = bytes}, .mode = 0, .zeropage = 0};
+  if (ioctl(uffd, UFFDIO_ZEROPAGE, &request) == 0) return UffdResult::kDone;
+  if (errno == EAGAIN && request.zeropage > 0) return UffdResult::kPartial;
+  return FromErrno(errno);
+}
+
+Alive UffdAddressSpace(int uffd, uint64_t va, uint64_t bytes) {
+  // A wake asks nothing of the address space; this does, and tells ESRCH from other refusals.
+  return UffdWriteProtect(uffd, va, bytes, WriteProtected::kNo) == UffdResult::kGuestGone
+             ? Alive::kNo
+             : Alive::kYes;
 }
 
 UffdAccess ProbeUserfaultfd() {

@@ -31,8 +31,23 @@ UffdResult UffdRegister(int uffd, uint64_t va, uint64_t bytes, uint64_t modes);
 UffdResult UffdUnregister(int uffd, uint64_t va, uint64_t bytes);
 // Wakes the threads that wait for a fault in the range; they try again.
 UffdResult UffdWake(int uffd, uint64_t va, uint64_t bytes);
-// Maps pages that the file has already, and wakes. kAlreadyMapped does not wake.
-UffdResult UffdContinue(int uffd, uint64_t va, uint64_t bytes);
+// Maps pages that the file has already, and wakes. kAlreadyMapped does not wake. kYes: so that the
+// first write is an event; the range is to be registered with MODE_WP.
+enum class WriteProtected : uint8_t { kNo, kYes };
+UffdResult UffdContinue(int uffd, uint64_t va, uint64_t bytes,
+                        WriteProtected protect = WriteProtected::kNo);
+// Write-protects what is mapped in the range, and what will be, or lifts that and wakes. Errors:
+// kGuestGone, kRefused (not registered with MODE_WP).
+UffdResult UffdWriteProtect(int uffd, uint64_t va, uint64_t bytes, WriteProtected protect);
+// Maps an anonymous copy of `from`, or of zeros, in a private mapping, and wakes. kAlreadyMapped
+// does not wake.
+UffdResult UffdCopy(int uffd, uint64_t va, const void* from, uint64_t bytes);
+// Not on hugetlb.
+UffdResult UffdZero(int uffd, uint64_t va, uint64_t bytes);
+// Whether the address space still exists. `va` is a page in a range that is registered with
+// MODE_WP. A write protection there is lifted.
+enum class Alive : uint8_t { kNo, kYes };
+Alive UffdAddressSpace(int uffd, uint64_t va, uint64_t bytes);
 
 // How guests of this pager can get a userfaultfd that sees faults in system calls too.
 struct UffdAccess {

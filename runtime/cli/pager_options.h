@@ -28,6 +28,8 @@ struct PagerOptions {
   FramesChoice frames = FramesChoice::kAuto;
   // Page tables per guest, base frames only; 0 = no budget, nothing is tracked.
   uint64_t pt_budget_bytes = 0;
+  // Pre-images of the snapshots of one file; 0 = as much as memory has.
+  uint64_t snapshot_memory_bytes = 0;
   Lifetime lifetime = Lifetime::kService;
   // kUntilLastGuest: read end of a pipe whose write end the whole process tree inherits. POLLHUP =
   // the tree is gone.

@@ -37,6 +37,8 @@ std::string_view NameOf(FrameKind frames) {
       return "adopted";
     case FrameKind::kForeign:
       return "foreign";
+    case FrameKind::kSnapshot:
+      return "snapshot";
   }
   return "unknown";
 }

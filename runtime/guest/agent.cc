@@ -14,8 +14,10 @@
 #include "runtime/guest/channel.h"
 #include "runtime/guest/client_state.h"
 #include "runtime/guest/guest_lock.h"
+#include "runtime/guest/holds.h"
 #include "runtime/guest/placement.h"
 #include "runtime/guest/raw_syscall.h"
+#include "runtime/guest/views.h"
 #include "runtime/uapi_compat.h"
 
 namespace hostmm::guest {
@@ -65,11 +67,17 @@ void CarryOut(const protocol::Message& order, protocol::Message* done) {
     case protocol::OrderOp::kCollapse:
       if (holds_range) CollapseFullBlocks(order, done);
       return;
-    case protocol::OrderOp::kQuit:
-    case protocol::OrderOp::kWatch:
-    case protocol::OrderOp::kUnwatch:
-    case protocol::OrderOp::kLook:
-    case protocol::OrderOp::kNone:
+    case protocol::OrderOp::kZapPages: {
+      const auto* pages = reinterpret_cast<const unsigned char*>(&order.text[0]);
+      if (ZapViewPagesLocked(order.va, order.mm, pages) != 0) {
+        done->status = protocol::Status::kRefused;
+      }
+      return;
+    }
+    case protocol::OrderOp::kLoseView:
+      LoseViewsInLocked(order.va, order.length);
+      return;
+    default:
       done->status = protocol::Status::kRefused;
       return;
   }
@@ -92,19 +100,48 @@ void DropCapabilities() {
   raw::Call(SYS_capset, &header, &none[0]);
 }
 
-// Leaves the program's table of descriptors for one of its own, with the channel alone. A program
-// of one thread would otherwise pay an atomic operation for each system call on a descriptor,
-// because its table had two users. Where the kernel cannot (before 5.9) the table stays shared.
-void KeepOnlyTheChannel() {
+// What it is to hold from the beginning.
+FirstHold g_first;
+
+// 0 until the agent has a table of descriptors, of its own or not.
+uint32_t g_has_table;
+
+// Leaves the program's table of descriptors for one of its own, with the channel, and what it
+// holds, alone. A program of one thread would otherwise pay an atomic operation for each system
+// call on a descriptor, because its table had two users. Where the kernel cannot (before 5.9) the
+// table stays shared. RETURNS whether it is its own.
+bool KeepOnlyTheChannel() {
   const auto channel = static_cast<unsigned>(g_channel.get());
+  const unsigned held = g_first.uffd >= 0 ? static_cast<unsigned>(g_first.uffd) : channel;
+  const unsigned low = held < channel ? held : channel;
+  const unsigned high = held < channel ? channel : held;
   constexpr unsigned kUnshare = 1U << 1;  // CLOSE_RANGE_UNSHARE
-  if (raw::Failed(raw::Call(SYS_close_range, channel + 1, ~0U, kUnshare))) return;
-  raw::Call(SYS_close_range, 0, channel - 1, 0);
+  if (raw::Failed(raw::Call(SYS_close_range, high + 1, ~0U, kUnshare))) return false;
+  if (high - low > 1) raw::Call(SYS_close_range, low + 1, high - 1, 0);
+  if (low > 0) raw::Call(SYS_close_range, 0, low - 1, 0);
+  return true;
 }
 
-// Orders of boards are answered on the board. RETURNS whether it was one.
-bool CarryOutOfBoard(const protocol::Message& order, const int* fds) {
+void TakeTable() {
+  const bool own = g_channel.IsOurs() && KeepOnlyTheChannel();
+  if (own) HoldFirst(g_first);
+  __atomic_store_n(&g_has_table, 1, __ATOMIC_RELEASE);
+  raw::Call(SYS_futex, &g_has_table, FUTEX_WAKE_PRIVATE, 1);
+}
+
+// Orders that bring descriptors or are not answered by kOrderDone: of boards, and of snapshots.
+// RETURNS whether it was one; then it has taken over the descriptors.
+bool CarryOutUnanswered(const protocol::Message& order, const int* fds) {
   switch (order.op) {
+    case protocol::OrderOp::kFreeze:
+      Freeze(g_channel.get(), order, fds);
+      return true;
+    case protocol::OrderOp::kThaw:
+      Thaw(order);
+      return true;
+    case protocol::OrderOp::kHoldLife:
+      HoldLife(order, fds[0]);
+      return true;
     case protocol::OrderOp::kWatch:
       WatchBoard(g_channel.get(), order, fds);
       return true;
@@ -128,29 +165,42 @@ bool NextOrder(protocol::Message* order, int* fds) {
 
 int AgentMain(void*) {
   DropCapabilities();
-  if (g_channel.IsOurs()) KeepOnlyTheChannel();
+  TakeTable();
   raw::Call(SYS_prctl, PR_SET_NAME, "hostmm-agent");
   protocol::Message order;
   int fds[kWatchFds];
+  bool quits = false;
   while (NextOrder(&order, fds)) {
     if (order.kind != protocol::Kind::kOrder) continue;
-    if (order.op == protocol::OrderOp::kQuit) break;
-    if (CarryOutOfBoard(order, fds)) continue;
+    if (order.op == protocol::OrderOp::kQuit) {
+      quits = true;
+      break;
+    }
+    if (CarryOutUnanswered(order, fds)) continue;
     protocol::Message done = NewMessage(protocol::Kind::kOrderDone);
     done.order = order.order;
     done.op = order.op;
     CarryOut(order, &done);
+    if (order.op == protocol::OrderOp::kLoseView) ReleaseWithoutViews();
     if (!g_channel.IsOurs()) break;
     raw::Call(SYS_sendto, g_channel.get(), &done, sizeof(done), MSG_NOSIGNAL, nullptr, 0);
   }
   DropBoards();
+  // The agent that follows gets its own.
+  if (quits) {
+    DropHolds();
+  } else {
+    EndHolds();
+  }
   return 0;
 }
 
 }  // namespace
 
-AgentStart StartAgent(const GuardedFd& channel) {
+AgentStart StartAgent(const GuardedFd& channel, const FirstHold& first) {
   g_channel = channel;
+  g_first = first;
+  g_has_table = 0;
   // The new thread inherits the mask: no signal of the program may ever be handled on this stack.
   const uint64_t mask = BlockSignals();
   const int flags = CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD |
@@ -158,7 +208,11 @@ AgentStart StartAgent(const GuardedFd& channel) {
   const int tid = clone(AgentMain, g_stack + sizeof(g_stack), flags, nullptr, &g_agent_tid, nullptr,
                         &g_agent_tid);
   RestoreSignals(mask);
-  return tid > 0 ? AgentStart::kStarted : AgentStart::kRefused;
+  if (tid <= 0) return AgentStart::kRefused;
+  while (first.uffd >= 0 && __atomic_load_n(&g_has_table, __ATOMIC_ACQUIRE) == 0) {
+    raw::Call(SYS_futex, &g_has_table, FUTEX_WAIT_PRIVATE, 0, nullptr);
+  }
+  return AgentStart::kStarted;
 }
 
 AgentEnd AwaitAgentEnd(int seconds) {
@@ -188,6 +242,7 @@ AgentEnd AwaitAgentEnd(int seconds) {
 void ForgetAgent() {
   g_agent_tid = 0;
   ForgetBoards();
+  ForgetHolds();
 }
 
 }  // namespace hostmm::guest

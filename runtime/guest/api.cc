@@ -2,13 +2,13 @@
 // line of why.
 #include <errno.h>
 #include <fcntl.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 
 #include "runtime/guest/agent.h"
+#include "runtime/guest/api_call.h"
 #include "runtime/guest/client.h"
 #include "runtime/guest/client_state.h"
 #include "runtime/guest/opt_in.h"
@@ -18,25 +18,8 @@
 #include "runtime/guest/raw_syscall.h"
 #include "runtime/hostmm_c.h"
 
-#define HOSTMM_API extern "C" __attribute__((visibility("default")))
-
 namespace hostmm::guest {
 namespace {
-
-// Only threads of the program call these functions, never the agent, which has no such memory.
-// In the initial block, so that it needs nothing of the dynamic linker.
-__attribute__((tls_model("initial-exec"))) thread_local char t_error[512];
-
-__attribute__((format(printf, 2, 3))) void Explain(int error, const char* format, ...) {
-  va_list arguments;
-  va_start(arguments, format);
-  const int used = vsnprintf(t_error, sizeof(t_error), format, arguments);
-  va_end(arguments);
-  if (used < 0 || static_cast<size_t>(used) >= sizeof(t_error)) return;
-  const char* name = strerrorname_np(error);
-  snprintf(t_error + used, sizeof(t_error) - static_cast<size_t>(used), ": %s",
-           name != nullptr ? name : "unknown error");
-}
 
 // What an open that comes without options asks for.
 constexpr hostmm_options kNoOptions = {sizeof(hostmm_options), nullptr, nullptr, nullptr};
@@ -53,7 +36,7 @@ bool IsFrames(const char* frames) {
 int AttachTo(const char* socket, char* why, size_t why_bytes) {
   // An earlier agent that still runs, because its pager has gone just now, would have its stack
   // taken.
-  if (AwaitAgentEnd(kAnswerMilliseconds / 1000) == AgentEnd::kStillThere) {
+  if (AwaitAgentEnd() == AgentEnd::kStillThere) {
     snprintf(why, why_bytes, "the agent of an earlier pager does not end");
     return EBUSY;
   }
@@ -109,24 +92,6 @@ int OpenLocked(const hostmm_options& options, char* why, size_t why_bytes) {
   return AttachTo(named, why, why_bytes);
 }
 
-// For functions that need a pager and come without an open. RETURNS whether there is one.
-// What was open and has lost its pager stays without until the program says otherwise: another
-// pager would not have the files that it knows.
-bool EnsureOpen() {
-  if (CurrentPhase() == Phase::kAttached) return true;
-  char why[384] = "";
-  GuestLockHolder hold(g_client.open_lock);
-  if (CurrentPhase() == Phase::kAttached) return true;
-  const bool lost = g_client.opens != 0 && !IsOn();
-  if (!lost && OpenLocked(kNoOptions, why, sizeof(why)) == 0) {
-    // One close is enough for all mappings that have come without an open.
-    if (g_client.opens == 0) g_client.opens = 1;
-    return true;
-  }
-  Explain(ENOTCONN, "%s", lost ? "the pager is gone; remedy: hostmm_close and hostmm_open" : why);
-  return false;
-}
-
 int Open(const hostmm_options& options) {
   char why[384] = "";
   GuestLockHolder hold(g_client.open_lock);
@@ -138,15 +103,6 @@ int Open(const hostmm_options& options) {
   ++g_client.opens;
   return 0;
 }
-
-long Finish(long result) {
-  if (!raw::Failed(result)) return result;
-  errno = static_cast<int>(-result);
-  return -1;
-}
-
-uint64_t Address(const void* pointer) { return reinterpret_cast<uint64_t>(pointer); }
-void* Pointer(long result) { return reinterpret_cast<void*>(Finish(result)); }
 
 bool IsName(const char* name) {
   const size_t longest = sizeof(protocol::Message{}.text) - 1;
@@ -184,6 +140,22 @@ long OpenName(const char* name, int oflag, mode_t mode, size_t length) {
 }
 
 }  // namespace
+
+bool EnsureOpen() {
+  if (CurrentPhase() == Phase::kAttached) return true;
+  char why[384] = "";
+  GuestLockHolder hold(g_client.open_lock);
+  if (CurrentPhase() == Phase::kAttached) return true;
+  const bool lost = g_client.opens != 0 && !IsOn();
+  if (!lost && OpenLocked(kNoOptions, why, sizeof(why)) == 0) {
+    // One close is enough for all mappings that have come without an open.
+    if (g_client.opens == 0) g_client.opens = 1;
+    return true;
+  }
+  Explain(ENOTCONN, "%s", lost ? "the pager is gone; remedy: hostmm_close and hostmm_open" : why);
+  return false;
+}
+
 }  // namespace hostmm::guest
 
 using namespace hostmm;         // NOLINT: only the functions below
@@ -302,4 +274,4 @@ HOSTMM_API int hostmm_shm_unlink(const char* name) {
   return static_cast<int>(Finish(result));
 }
 
-HOSTMM_API const char* hostmm_error() { return t_error; }
+HOSTMM_API const char* hostmm_error() { return LastError(); }

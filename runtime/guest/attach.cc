@@ -12,7 +12,9 @@
 #include "runtime/guest/agent.h"
 #include "runtime/guest/client.h"
 #include "runtime/guest/client_state.h"
+#include "runtime/guest/cow.h"
 #include "runtime/guest/raw_syscall.h"
+#include "runtime/guest/views.h"
 #include "runtime/uapi_compat.h"
 
 namespace hostmm::guest {
@@ -71,14 +73,11 @@ void LeaveIfClonedLocked() {
   GoOffLocked("it was forked without the handlers of fork");
 }
 
-void BeforeFork() {
-  g_client.lock.Lock();
-  g_client.child_channel = -1;
-  LeaveIfClonedLocked();
-  if (g_client.phase != Phase::kAttached || g_client.regions.size() == 0) return;
+// RETURNS whether the pager knows of the child.
+bool AnnounceForkLocked() {
   int pair[2];
   if (raw::Failed(raw::Call(SYS_socketpair, AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, &pair[0]))) {
-    return;
+    return false;
   }
   const protocol::Message intent = NewMessage(protocol::Kind::kForkIntent);
   if (Send(g_client.channel, intent, &pair[1], 1) == Io::kOk) {
@@ -87,9 +86,31 @@ void BeforeFork() {
     raw::Call(SYS_close, pair[0]);
   }
   raw::Call(SYS_close, pair[1]);
+  return g_client.child_channel >= 0;
+}
+
+bool HasFrozenLocked() {
+  for (size_t i = 0; i < g_client.regions.size(); ++i) {
+    if (g_client.regions[i].frozen) return true;
+  }
+  return false;
+}
+
+void BeforeFork() {
+  SettleCowViews();
+  g_client.lock.Lock();
+  g_client.child_channel = -1;
+  LeaveIfClonedLocked();
+  if (g_client.phase != Phase::kAttached || g_client.regions.size() == 0) return;
+  PrepareCowLocked();
+  if (g_client.phase == Phase::kAttached && AnnounceForkLocked()) return;
+  CancelCowForkLocked();
+  // The child would write to frozen memory unseen: the pager must know that there is no snapshot.
+  if (HasFrozenLocked()) GoOffLocked("the pager could not be told of a fork");
 }
 
 void AfterForkInParent() {
+  EndCowForkLocked();
   // If there is no child after all, this was the last copy: the pager sees the end of the channel
   // and forgets it.
   if (g_client.child_channel >= 0) raw::Call(SYS_close, g_client.child_channel);
@@ -97,31 +118,50 @@ void AfterForkInParent() {
   g_client.lock.Unlock();
 }
 
-void RegisterRegions(int uffd) {
+// RETURNS whether everything that must not go unseen is registered.
+bool RegisterRegions(int uffd) {
+  bool tracked = true;
   for (size_t i = 0; i < g_client.regions.size(); ++i) {
     const Region& region = g_client.regions[i];
-    if (region.kind == RegionKind::kAdopted) continue;
+    if (region.kind == RegionKind::kAdopted || region.lost) continue;
+    const bool tracks = region.frozen || IsView(region);
     uffdio_register request = {};
     request.range = {region.va, region.bytes};
-    request.mode = g_client.register_mode;
+    request.mode = tracks ? protocol::kTrackedModes : g_client.register_mode;
     // A refusal leaves this range to the kernel, in this process.
-    raw::Call(SYS_ioctl, uffd, UFFDIO_REGISTER, &request);
+    const long result = raw::Call(SYS_ioctl, uffd, UFFDIO_REGISTER, &request);
+    if (tracks && raw::Failed(result)) tracked = false;
+    // Shared memory that is not registered for writes leaves its page-table entries behind at fork;
+    // that is a kindness of the kernel, and none to build on.
+    if (region.frozen) tracked = Zap(region.va, region.bytes) == 0 && tracked;
   }
+  return tracked;
+}
+
+// What only an agent, and a userfaultfd, can do for it.
+bool NeedsAgentLocked() {
+  return g_client.regions.HasOptIn() || g_client.regions.HasViews() || HasFrozenLocked();
 }
 
 // REQUIRES: the lock. The child's own attachment, on the channel that its parent has announced.
 void AttachChildLocked(int channel) {
-  if (channel < 0) return GoOffLocked("the pager could not be told of the fork");
-  g_client.regions.DropDontFork();
   g_client.pid = static_cast<int>(raw::Call(SYS_getpid));
+  g_client.regions.DropDontFork();
+  BecomeViewsLocked();
+  if (channel < 0) return GoOffLocked("the pager could not be told of the fork");
   g_client.channel.Set(channel);
   const int uffd = g_client.uffd_source == UffdSource::kNone ? -1 : NewUserfaultfd();
-  if (uffd >= 0) RegisterRegions(uffd);
-  const AgentStart agent = StartAgent(g_client.channel);
-  // All others would wait for this process whenever they change a protection.
-  if (agent == AgentStart::kRefused && g_client.regions.HasOptIn()) {
+  const bool tracked =
+      uffd >= 0 ? RegisterRegions(uffd) : !g_client.regions.HasViews() && !HasFrozenLocked();
+  FirstHold first;
+  first.writes = HasFrozenLocked();
+  if (first.writes || g_client.regions.HasViews()) first.uffd = uffd;
+  const AgentStart agent = StartAgent(g_client.channel, first);
+  // All others would wait for this process whenever they change a protection, or nobody would see
+  // what it writes.
+  if (!tracked || (agent == AgentStart::kRefused && NeedsAgentLocked())) {
     if (uffd >= 0) raw::Call(SYS_close, uffd);
-    return GoOffLocked("it cannot have an agent thread");
+    return GoOffLocked(tracked ? "it cannot have an agent thread" : "it cannot have a userfaultfd");
   }
   if (HandOver(protocol::Kind::kChildAttach, uffd, agent) != Io::kOk) {
     return GoOffLocked("the pager is gone");
@@ -155,14 +195,21 @@ void AfterForkInChild() {
     g_client.phase = Phase::kCold;
   } else if (g_client.phase == Phase::kAttached) {
     AttachChildLocked(channel);
+  } else if (g_client.regions.HasTracked()) {
+    g_client.regions.DropDontFork();
+    BecomeViewsLocked();
   }
+  EndCowForkLocked();
   g_client.lock.Unlock();
 }
 
 Io AttachLocked() {
   g_client.pid = static_cast<int>(raw::Call(SYS_getpid));
   // What an earlier attachment has left is plain memory, of which this pager must not hear.
-  g_client.regions.Remove(0, ~uint64_t{0});
+  for (size_t i = g_client.regions.size(); i-- > 0;) {
+    const Region region = g_client.regions[i];
+    if (!IsGonePrivate(region)) g_client.regions.Remove(region.va, region.bytes);
+  }
   ++g_client.attachments;
   const int fd = Connect(g_client.socket_path);
   if (fd < 0) {
@@ -203,6 +250,14 @@ Io AttachLocked() {
   return Io::kOk;
 }
 
+// From how many bytes on MAP_PRIVATE_COW memory is managed. The environment is for measuring what
+// it costs below.
+uint64_t CowMinimum() {
+  const char* asked = secure_getenv("HOSTMM_COW_MIN_BYTES");
+  const unsigned long long bytes = asked != nullptr ? strtoull(asked, nullptr, 10) : 0;
+  return bytes != 0 ? bytes : protocol::kMinRegionBytes;
+}
+
 }  // namespace
 
 void Initialize() {
@@ -213,6 +268,7 @@ void Initialize() {
   g_client.quiet = getenv("HOSTMM_QUIET") != nullptr;
   const bool chosen =
       only == nullptr || only[0] == '\0' || Listed(only, program_invocation_short_name);
+  g_client.cow_min_bytes = CowMinimum();
   g_client.standard_error.Watch(STDERR_FILENO);
   const size_t length = socket != nullptr ? strlen(socket) : 0;
   if (length == 0 || length >= sizeof(g_client.socket_path) || !chosen) {
@@ -245,13 +301,13 @@ void ReplaceAgent() {
     if (g_client.phase != Phase::kAttached) return;
   }
   // Without the lock: the agent may want it for the order that it is carrying out.
-  const AgentEnd end = AwaitAgentEnd(kAnswerMilliseconds / 1000);
+  const AgentEnd end = AwaitAgentEnd();
   GuestLockHolder hold(g_client.lock);
   if (g_client.phase != Phase::kAttached) return;
   if (end == AgentEnd::kStillThere) return GoOffLocked("its agent does not end");
   protocol::Message note = NewMessage(protocol::Kind::kAgent);
   const AgentStart agent = StartAgent(g_client.channel);
-  if (agent == AgentStart::kRefused && g_client.regions.HasOptIn()) {
+  if (agent == AgentStart::kRefused && NeedsAgentLocked()) {
     return GoOffLocked("it cannot have an agent thread any more");
   }
   note.value[0] = agent == AgentStart::kStarted ? 1 : 0;
@@ -284,13 +340,17 @@ void CredentialsChanged() {
 void GoOffLocked(const char* why) {
   // Closing does not wake the agent, the end of the stream does. Not in a raw clone, whose channel
   // is its parent's.
-  if (g_client.channel.IsOurs() && g_client.pid == raw::Call(SYS_getpid)) {
+  const bool cloned = g_client.pid != raw::Call(SYS_getpid);
+  if (g_client.channel.IsOurs() && !cloned) {
     raw::Call(SYS_shutdown, g_client.channel.get(), SHUT_RDWR);
   }
   g_client.channel.Close();
   g_client.uffd_device.Close();
-  g_client.regions.MakePlain();
   g_client.phase.store(Phase::kOff, std::memory_order_release);
+  // The agent does the same, and may come first.
+  LoseViewsLocked(cloned ? DontForkViews::kAreNotHere : DontForkViews::kLose);
+  GoPrivateLocked();
+  g_client.regions.MakePlain();
   SayOnce("goes on without hostmm", why);
 }
 
@@ -303,7 +363,7 @@ void Leave() {
     g_client.quiet = quiet;
   }
   // Its stack is the next agent's.
-  AwaitAgentEnd(kAnswerMilliseconds / 1000);
+  AwaitAgentEnd();
 }
 
 void NoteLocked(const protocol::Message& note) {
@@ -326,6 +386,15 @@ Io AskLocked(const protocol::Message& question, const int* fds, int fd_count,
   if (answer->status != protocol::Status::kFailed)
     SayOnce("a mapping is not managed", answer->text);
   return Io::kFailed;
+}
+
+Io AskQuietlyLocked(const protocol::Message& question, const int* fds, int fd_count,
+                    protocol::Message* answer, int* received) {
+  const bool quiet = g_client.quiet;
+  g_client.quiet = true;
+  const Io got = AskLocked(question, fds, fd_count, answer, received);
+  g_client.quiet = quiet;
+  return got;
 }
 
 int ErrnoOf(const protocol::Message& answer) {

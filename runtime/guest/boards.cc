@@ -34,10 +34,6 @@ int g_epoll;
 // What epoll says of the channel; boards say their place in g_boards.
 constexpr uint64_t kChannelEvent = ~uint64_t{0};
 
-bool IsSame(protocol::MmHandle a, protocol::MmHandle b) {
-  return a.slot == b.slot && a.generation == b.generation;
-}
-
 WatchedBoard* Find(protocol::MmHandle mm) {
   for (WatchedBoard& watched : g_boards) {
     if (watched.mm.generation != 0 && IsSame(watched.mm, mm)) return &watched;

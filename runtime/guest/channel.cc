@@ -48,6 +48,46 @@ void Append(msghdr* header, int type, const void* data, size_t bytes) {
   header->msg_controllen += CMSG_SPACE(bytes);
 }
 
+// RETURNS 0 or -errno.
+long SendPacket(int socket, const protocol::Message& message, const int* fds, int fd_count,
+                Credentials credentials) {
+  Control control = {};
+  iovec iov{const_cast<protocol::Message*>(&message), sizeof(message)};
+  msghdr header = {};
+  header.msg_iov = &iov;
+  header.msg_iovlen = 1;
+  header.msg_control = control.bytes;
+  if (fd_count > 0) Append(&header, SCM_RIGHTS, fds, sizeof(int) * static_cast<size_t>(fd_count));
+  if (credentials == Credentials::kYes) {
+    const ucred self{static_cast<pid_t>(raw::Call(SYS_getpid)),
+                     static_cast<uid_t>(raw::Call(SYS_geteuid)),
+                     static_cast<gid_t>(raw::Call(SYS_getegid))};
+    Append(&header, SCM_CREDENTIALS, &self, sizeof(self));
+  }
+  for (;;) {
+    const long sent = raw::Call(SYS_sendmsg, socket, &header, MSG_NOSIGNAL | MSG_DONTWAIT);
+    if (sent == static_cast<long>(sizeof(message))) return 0;
+    if (sent == -EINTR) continue;
+    if (sent != -EAGAIN) return raw::Failed(sent) ? sent : -EPROTO;
+    if (WaitFor(socket, POLLOUT, kAnswerMilliseconds) <= 0) return -EAGAIN;
+  }
+}
+
+// Makes the reply socket and puts its far end in front of `fds`. RETURNS the near end or -errno.
+template <class SendAll>
+long Question(const int* fds, int fd_count, SendAll send_all) {
+  int pair[2];
+  const long made = raw::Call(SYS_socketpair, AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, &pair[0]);
+  if (raw::Failed(made)) return made;
+  int all[protocol::kMaxFds] = {pair[1]};
+  for (int i = 0; i < fd_count; ++i) all[i + 1] = fds[i];
+  const long sent = send_all(&all[0], fd_count + 1);
+  raw::Call(SYS_close, pair[1]);
+  if (sent == 0) return pair[0];
+  raw::Call(SYS_close, pair[0]);
+  return sent;
+}
+
 }  // namespace
 
 void GuardedFd::Set(int fd) {
@@ -91,30 +131,13 @@ protocol::Message NewMessage(protocol::Kind kind) {
 Io Send(const GuardedFd& channel, const protocol::Message& message, const int* fds, int fd_count,
         Credentials credentials) {
   if (!channel.IsOurs()) return Io::kFailed;
-  Control control = {};
-  iovec iov{const_cast<protocol::Message*>(&message), sizeof(message)};
-  msghdr header = {};
-  header.msg_iov = &iov;
-  header.msg_iovlen = 1;
-  header.msg_control = control.bytes;
-  if (fd_count > 0) Append(&header, SCM_RIGHTS, fds, sizeof(int) * static_cast<size_t>(fd_count));
-  if (credentials == Credentials::kYes) {
-    const ucred self{static_cast<pid_t>(raw::Call(SYS_getpid)),
-                     static_cast<uid_t>(raw::Call(SYS_geteuid)),
-                     static_cast<gid_t>(raw::Call(SYS_getegid))};
-    Append(&header, SCM_CREDENTIALS, &self, sizeof(self));
-  }
-  for (;;) {
-    const long sent = raw::Call(SYS_sendmsg, channel.get(), &header, MSG_NOSIGNAL | MSG_DONTWAIT);
-    if (sent == static_cast<long>(sizeof(message))) {
-      ++g_packets;
-      return Io::kOk;
-    }
-    if (sent == -EINTR) continue;
-    if (sent != -EAGAIN || WaitFor(channel.get(), POLLOUT, kAnswerMilliseconds) <= 0) {
-      return Io::kFailed;
-    }
-  }
+  if (SendPacket(channel.get(), message, fds, fd_count, credentials) != 0) return Io::kFailed;
+  ++g_packets;
+  return Io::kOk;
+}
+
+long SendOn(int socket, const protocol::Message& message, const int* fds, int fd_count) {
+  return SendPacket(socket, message, fds, fd_count, Credentials::kNo);
 }
 
 Io Receive(int fd, protocol::Message* message, int* fds, int capacity) {
@@ -154,17 +177,15 @@ Io Receive(int fd, protocol::Message* message, int* fds, int capacity) {
 
 int SendQuestion(const GuardedFd& channel, const protocol::Message& message, const int* fds,
                  int fd_count) {
-  int pair[2];
-  if (raw::Failed(raw::Call(SYS_socketpair, AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, &pair[0]))) {
-    return -1;
-  }
-  int all[protocol::kMaxFds] = {pair[1]};
-  for (int i = 0; i < fd_count; ++i) all[i + 1] = fds[i];
-  const Io sent = Send(channel, message, all, fd_count + 1);
-  raw::Call(SYS_close, pair[1]);
-  if (sent == Io::kOk) return pair[0];
-  raw::Call(SYS_close, pair[0]);
-  return -1;
+  const long reply_fd = Question(fds, fd_count, [&](const int* all, int count) -> long {
+    return Send(channel, message, all, count) == Io::kOk ? 0 : -EPIPE;
+  });
+  return raw::Failed(reply_fd) ? -1 : static_cast<int>(reply_fd);
+}
+
+long SendQuestionOn(int socket, const protocol::Message& message, const int* fds, int fd_count) {
+  return Question(fds, fd_count,
+                  [&](const int* all, int count) { return SendOn(socket, message, all, count); });
 }
 
 Reply AwaitReply(int reply_fd, int milliseconds, protocol::Message* answer, int* received) {

@@ -54,6 +54,10 @@ enum class Credentials { kNo, kYes };
 Io Send(const GuardedFd& channel, const protocol::Message& message, const int* fds, int fd_count,
         Credentials credentials = Credentials::kNo);
 
+// As Send, on any socket of the pager's, and not counted: for the agent, which says what is not
+// counted, and for handles of snapshots. RETURNS 0 or -errno.
+long SendOn(int socket, const protocol::Message& message, const int* fds, int fd_count);
+
 // Sends `message` with a reply socket in front of `fds` and waits for the answer. A descriptor in
 // the answer goes to *received (else -1); pass nullptr if none is wanted.
 Io Ask(const GuardedFd& channel, const protocol::Message& message, const int* fds, int fd_count,
@@ -66,6 +70,9 @@ enum class Reply { kHere, kTimedOut, kGone };
 int SendQuestion(const GuardedFd& channel, const protocol::Message& message, const int* fds,
                  int fd_count);
 Reply AwaitReply(int reply_fd, int milliseconds, protocol::Message* answer, int* received);
+
+// SendQuestion on a handle. RETURNS the reply socket or -errno.
+long SendQuestionOn(int socket, const protocol::Message& message, const int* fds, int fd_count);
 
 // Receives one packet (the agent's side). Blocks. The first descriptors that come with it go to
 // fds[0..capacity), the rest of which is -1; more are closed.

@@ -4,6 +4,7 @@
 #include <sys/mman.h>
 
 #include "runtime/guest/client_state.h"
+#include "runtime/guest/cow.h"
 #include "runtime/guest/opt_in.h"
 #include "runtime/guest/placement.h"
 #include "runtime/guest/raw_syscall.h"
@@ -40,13 +41,38 @@ long MapFile(uint64_t addr, uint64_t bytes, int prot, int flags, int file) {
   return kPlain;
 }
 
+// Records the mapping that the pager has just been told of.
+void AddAnonymousLocked(const Message& map, const Message& answer, bool hugetlb, int prot) {
+  Region region = {};
+  region.va = map.va;
+  region.bytes = map.length;
+  region.offset = map.offset;
+  region.mm = map.mm;
+  region.kind = hugetlb ? RegionKind::kOwnHugetlb : RegionKind::kOwnFrames;
+  region.share = map.mode;
+  region.frozen = IsFrozen(answer);
+  region.prot = static_cast<uint8_t>(prot);
+  g_client.regions.Add(region);
+  if (region.frozen) Zap(region.va, region.bytes);
+}
+
+// Room in the tables of this side for one more such mapping.
+bool HasRoomLocked(uint32_t share) {
+  if ((share & kRegionSharedPt) != 0 && !HasRoomForBoardLocked()) return false;
+  if ((share & kRegionCow) != 0 && !HasRoomForCowLocked()) return false;
+  return g_client.regions.HasRoom();
+}
+
 // `error`: why it is kPlain, if that is not the kernel's to say.
 long MapAnonymousLocked(uint64_t addr, uint64_t bytes, int prot, int flags, uint32_t share,
                         int* error) {
   *error = ENOTCONN;
   if (!EnsureAttachedLocked()) return kPlain;
   *error = ENOSPC;
-  if (!g_client.regions.HasRoom() || (share != 0 && !HasRoomForBoardLocked())) return kPlain;
+  if (!HasRoomLocked(share)) return kPlain;
+  const bool cow = (share & kRegionCow) != 0;
+  // Nobody would see what is written after a fork.
+  if (cow && g_client.uffd_source == UffdSource::kNone) return kPlain;
   // The file belongs to this region alone, so its first page may stand where the address asks for
   // it: va = offset (mod 2 MiB) always holds.
   Message answer = {};
@@ -60,9 +86,8 @@ long MapAnonymousLocked(uint64_t addr, uint64_t bytes, int prot, int flags, uint
   // A mapping that is longer than asked for must not replace what lies behind.
   const bool fits = mapped == bytes || (flags & MAP_FIXED) == 0;
   // Nobody touches opt-in memory before it has the protection that is everybody's.
-  const int at_first = share != 0 ? PROT_NONE : prot;
-  const long got = fits ? MapFile(addr, mapped, at_first, flags, file) : kPlain;
-  raw::Call(SYS_close, file);
+  const bool opt_in = (share & kRegionSharedPt) != 0;
+  const long got = fits ? MapFile(addr, mapped, opt_in ? PROT_NONE : prot, flags, file) : kPlain;
 
   // Sent also when nothing was mapped (length 0): the pager then drops the file.
   const auto va = static_cast<uint64_t>(got);
@@ -73,18 +98,39 @@ long MapAnonymousLocked(uint64_t addr, uint64_t bytes, int prot, int flags, uint
   map.mode = got == kPlain ? 0 : share;
   const Io told = AskLocked(map, nullptr, 0, &answer, nullptr);
   *error = got == kPlain ? 0 : ErrnoOf(answer);
+  const bool recorded = got != kPlain && told == Io::kOk;
+  if (recorded && cow) {
+    KeepCowFileLocked(map.mm, file);
+  } else {
+    raw::Call(SYS_close, file);
+  }
   // From here on the memory is there and right, whatever the pager says: a region that could not be
-  // recorded is served by the kernel from the same huge frames.
-  if (got != kPlain && told == Io::kOk) {
-    const RegionKind kind = hugetlb ? RegionKind::kOwnHugetlb : RegionKind::kOwnFrames;
-    g_client.regions.Add({va, mapped, va % kBlock, map.mm, kind, false, share});
-    if (share != 0) ApplyAccessLocked(va, mapped, answer);
+  // recorded is served by the kernel from the same huge frames. Unless it is not all that was asked
+  // for.
+  if (recorded) {
+    AddAnonymousLocked(map, answer, hugetlb, prot);
+    if (opt_in) ApplyAccessLocked(va, mapped, answer);
   } else if (got != kPlain && share != 0) {
     if (CurrentPhase() == Phase::kOff) *error = ENOTCONN;
     raw::Call(SYS_munmap, va, mapped);
     return kPlain;
   }
   return got;
+}
+
+// What mprotect refuses of views and copy-on-write memory. RETURNS an errno or 0.
+int WhyNotProtectLocked(uint64_t addr, uint64_t end, int prot) {
+  for (size_t i = 0; i < g_client.regions.size(); ++i) {
+    const Region& region = g_client.regions[i];
+    const bool overlaps = region.va < end && region.va + region.bytes > addr;
+    if (!overlaps || !IsCowOrView(region)) continue;
+    const bool may_write = (region.share & (kRegionCow | kRegionViewWritable)) != 0;
+    if ((prot & PROT_WRITE) != 0 && !may_write) return EACCES;
+    // What takes its place one day must have each part's protection.
+    const bool splits = region.va < addr || region.va + region.bytes > end;
+    if (splits && !g_client.regions.HasRoom()) return ENOMEM;
+  }
+  return 0;
 }
 
 }  // namespace
@@ -97,7 +143,9 @@ Message RangeMessage(Kind kind, uint64_t va, uint64_t bytes) {
 }
 
 void ForgetLocked(uint64_t va, uint64_t bytes) {
-  if (g_client.regions.Remove(va, bytes)) NoteLocked(RangeMessage(Kind::kUnmap, va, bytes));
+  if (!g_client.regions.Remove(va, bytes)) return;
+  NoteLocked(RangeMessage(Kind::kUnmap, va, bytes));
+  DropCowFilesLocked();
 }
 
 Place ChoosePlace(uint64_t addr, uint64_t bytes, int flags, uint64_t offset) {
@@ -142,6 +190,7 @@ RegionKind KindOf(const Message& adopted) {
 
 bool IsOn() { return CurrentPhase() != Phase::kOff; }
 bool IsTransparent() { return g_client.transparent; }
+uint64_t CowMinBytes() { return g_client.cow_min_bytes; }
 
 bool Manages(uint64_t va, uint64_t bytes) { return g_client.regions.Overlaps(va, bytes); }
 
@@ -193,7 +242,11 @@ long MapShmemFile(uint64_t addr, uint64_t bytes, int prot, int flags, int fd, ui
     adopt.value[0] = static_cast<uint64_t>(protocol::AdoptSource::kFile);
     Message answer;
     if (AskLocked(adopt, &fd, 1, &answer, nullptr) == Io::kOk) {
-      g_client.regions.Add({va, bytes, offset, answer.mm, KindOf(answer), false, 0});
+      const Region region = {va,    bytes, offset,          answer.mm, KindOf(answer),
+                             false, 0,     IsFrozen(answer)};
+      g_client.regions.Add(region);
+      // What MAP_POPULATE has mapped natively.
+      if (region.frozen) Zap(va, bytes);
     }
   }
   return got;
@@ -221,52 +274,24 @@ long Unmap(uint64_t addr, uint64_t bytes) {
   return result;
 }
 
+long Zap(uint64_t va, uint64_t bytes) {
+  const long zapped = raw::Call(SYS_madvise, va, bytes, MADV_DONTNEED);
+  // Locked memory only so (Linux 5.18).
+  return zapped == -EINVAL ? raw::Call(SYS_madvise, va, bytes, MADV_DONTNEED_LOCKED) : zapped;
+}
+
 long ProtectPlainLocked(uint64_t addr, uint64_t bytes, int prot) {
+  if (g_client.regions.HasTracked()) {
+    const int error = WhyNotProtectLocked(addr, addr + RoundUp(bytes, kPage), prot);
+    if (error != 0) return -error;
+  }
   const long result = raw::Call(SYS_mprotect, addr, bytes, prot);
   if (result == 0) {
+    g_client.regions.SetProt(addr, RoundUp(bytes, kPage), prot);
     Message note = RangeMessage(Kind::kProtect, addr, RoundUp(bytes, kPage));
     note.prot = static_cast<uint32_t>(prot);
     NoteLocked(note);
   }
-  return result;
-}
-
-long AdvisePlain(uint64_t addr, uint64_t bytes, int advice) {
-  // Only these change what the pager must know; everything else (populate, prefetch, page-out, ...)
-  // the kernel does, and must do without our lock, because it may wait for the pager.
-  uint64_t set = 0;
-  uint64_t clear = 0;
-  switch (advice) {
-    case MADV_REMOVE:
-      break;
-    case MADV_DONTFORK:
-      set = kRegionDontFork;
-      break;
-    case MADV_DOFORK:
-      clear = kRegionDontFork;
-      break;
-    case MADV_HUGEPAGE:
-      set = kRegionHintHuge;
-      clear = kRegionHintSmall;
-      break;
-    case MADV_NOHUGEPAGE:
-      set = kRegionHintSmall;
-      clear = kRegionHintHuge;
-      break;
-    default:
-      return raw::Call(SYS_madvise, addr, bytes, advice);
-  }
-  GuestLockHolder hold(g_client.lock);
-  const long result = raw::Call(SYS_madvise, addr, bytes, advice);
-  if (result != 0) return result;
-  const uint64_t whole = RoundUp(bytes, kPage);
-  if (advice == MADV_DONTFORK || advice == MADV_DOFORK) {
-    g_client.regions.SetDontFork(addr, whole, advice == MADV_DONTFORK);
-  }
-  Message note = RangeMessage(advice == MADV_REMOVE ? Kind::kPunch : Kind::kFlags, addr, whole);
-  note.value[0] = set;
-  note.value[1] = clear;
-  NoteLocked(note);
   return result;
 }
 

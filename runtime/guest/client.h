@@ -25,6 +25,8 @@ inline constexpr long kPlain = 0;
 bool IsOn();
 // Whether memory that did not opt in is managed, too (under `hostmm run`).
 bool IsTransparent();
+// MAP_PRIVATE_COW memory that is shorter is plain.
+uint64_t CowMinBytes();
 
 // Reads HOSTMM_SOCKET, HOSTMM_ONLY and HOSTMM_QUIET, once, before the program can change its
 // environment.
@@ -39,7 +41,8 @@ void CredentialsChanged();
 bool Manages(uint64_t va, uint64_t bytes);
 
 // mmap of MAP_SHARED|MAP_ANONYMOUS memory, at least protocol::kMinRegionBytes long.
-// `share`: kRegion* of region_flags.h, 0: not opt-in; opt-in memory may be shorter. *error: with
+// `share`: kRegion* of region_flags.h, 0: not opt-in; opt-in memory may be shorter; kRegionCow: it
+// is MAP_PRIVATE_COW memory. *error: with
 // kPlain, why hostmm could not (an errno), or 0: the plain call has the answer.
 long MapAnonymous(uint64_t addr, uint64_t bytes, int prot, int flags, uint32_t share, int* error);
 

@@ -50,6 +50,7 @@ struct ClientState {
   uint64_t uffd_features;
   uint64_t register_mode;  // UFFDIO_REGISTER_MODE_*
   int child_channel;       // between fork's prepare and its end: the child's end, else -1
+  uint64_t cow_min_bytes;  // MAP_PRIVATE_COW memory that is shorter is plain
   RegionTable regions;
   char socket_path[108];
 };
@@ -73,6 +74,10 @@ void NoteLocked(const protocol::Message& note);
 Io AskLocked(const protocol::Message& question, const int* fds, int fd_count,
              protocol::Message* answer, int* received);
 
+// As AskLocked, without a line: the caller is told by errno.
+Io AskQuietlyLocked(const protocol::Message& question, const int* fds, int fd_count,
+                    protocol::Message* answer, int* received);
+
 // Detaches this process; its agent is gone when this returns. Without the lock.
 void Leave();
 
@@ -87,8 +92,13 @@ void ForgetLocked(uint64_t va, uint64_t bytes);
 
 // What the pager has found an adopted file to be.
 RegionKind KindOf(const protocol::Message& adopted);
+// Whether the file is frozen, in the answer to kMap, kAdopt or kMove; private mappings never are.
+inline bool IsFrozen(const protocol::Message& mapped) { return mapped.value[1] == 1; }
 
-// REQUIRES: the lock. mprotect and madvise of memory that is not opt-in; the pager is told.
+// Drops the page-table entries of what is mapped there; data stays. RETURNS 0 or -errno.
+long Zap(uint64_t va, uint64_t bytes);
+
+// REQUIRES: the lock. mprotect of memory that is not opt-in; the pager is told.
 long ProtectPlainLocked(uint64_t addr, uint64_t bytes, int prot);
 
 // Where a new mapping goes. Nothing is there (a reservation), or what is there is to be replaced.

@@ -7,6 +7,7 @@
 #include "runtime/guest/boards.h"
 #include "runtime/guest/client.h"
 #include "runtime/guest/client_state.h"
+#include "runtime/guest/late_answer.h"
 #include "runtime/guest/placement.h"
 #include "runtime/guest/raw_syscall.h"
 #include "runtime/hostmm_c.h"
@@ -21,10 +22,6 @@ using protocol::Kind;
 using protocol::Message;
 
 constexpr uint32_t kOptInFlags = MAP_SHARED_PT | MAP_SHARED_DEDICATED;
-
-// The pager gives up on a guest after 8 s, and operations on one file queue. A pager that says
-// nothing for so long, and has not gone, is none. Arbitrary.
-constexpr int kForAllMilliseconds = 60'000;
 
 // User space of x86-64 and of 48-bit aarch64 with room to spare: what is longer the kernel refuses.
 constexpr uint64_t kMostBytes = uint64_t{1} << 47;
@@ -73,55 +70,14 @@ uint32_t ShareIn(uint64_t va, uint64_t end) {
   return share;
 }
 
-// REQUIRES: the lock, and that `waiter` is in the list.
-void RemoveWaiterLocked(Waiter* waiter) {
-  Waiter** at = &g_client.waiters;
-  while (*at != waiter) at = &(*at)->next;
-  *at = waiter->next;
-}
-
-// ForAll, with all signals blocked.
-long ForAllUninterrupted(const Message& ask) {
-  Waiter waiter = {};
-  uint32_t attachment;
-  {
-    AgentLockHolder hold(g_client.lock);
-    if (!EnsureAttachedLocked()) return -ENOTCONN;
-    attachment = g_client.attachments;
-    waiter.reply_fd = SendQuestion(g_client.channel, ask, nullptr, 0);
-    if (waiter.reply_fd < 0) {
-      GoOffLocked("the pager is gone");
-      return -ENOTCONN;
-    }
-    waiter.next = g_client.waiters;
-    g_client.waiters = &waiter;
-  }
-  Message answer = {};
-  const Reply got = AwaitReply(waiter.reply_fd, kForAllMilliseconds, &answer, nullptr);
-  AgentLockHolder hold(g_client.lock);
-  RemoveWaiterLocked(&waiter);
-  raw::Call(SYS_close, waiter.reply_fd);
-  if (got == Reply::kHere) return -ErrnoOf(answer);
-  if (got == Reply::kTimedOut) return -ETIMEDOUT;
-  // Another thread may have closed that attachment, and opened one that is well.
-  if (g_client.attachments == attachment && CurrentPhase() == Phase::kAttached) {
-    GoOffLocked("the pager is gone");
-  }
-  return -ENOTCONN;
-}
-
-// Asks for something that all mappers do, and waits until they have. RETURNS 0 or -errno. As in the
-// system call no handler runs meanwhile: one that forks would give its child the same answer to
-// wait for.
+// Asks for something that all mappers do, and waits until they have. RETURNS 0 or -errno.
 long ForAll(uint64_t va, uint64_t bytes, BoardOp op, int prot, int advice) {
   Message ask = RangeMessage(Kind::kForAll, va, bytes);
   ask.prot = static_cast<uint32_t>(prot);
   ask.value[0] = static_cast<uint64_t>(advice);
   ask.value[1] = static_cast<uint64_t>(op);
-  const uint64_t mask = BlockSignals();
-  const long result = ForAllUninterrupted(ask);
-  RestoreSignals(mask);
-  return result;
+  Message answer;
+  return AskLate(ask, nullptr, 0, &answer, nullptr);
 }
 
 long ProtectPlain(uint64_t va, uint64_t bytes, int prot) {
@@ -210,7 +166,9 @@ long MapFileLocked(const FileMapping& ask, Asked asked, int* error) {
   adopt.value[0] = static_cast<uint64_t>(protocol::AdoptSource::kFile);
   Message answer = {};
   if (AskLocked(adopt, &ask.fd, 1, &answer, nullptr) == Io::kOk) {
-    g_client.regions.Add({va, ask.bytes, ask.offset, answer.mm, KindOf(answer), false, ask.share});
+    const Region region = {va,    ask.bytes, ask.offset,      answer.mm, KindOf(answer),
+                           false, ask.share, IsFrozen(answer)};
+    g_client.regions.Add(region);
     ApplyAccessLocked(va, ask.bytes, answer);
     return got;
   }

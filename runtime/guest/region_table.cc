@@ -1,7 +1,5 @@
 #include "runtime/guest/region_table.h"
 
-#include "runtime/region_flags.h"
-
 namespace hostmm::guest {
 
 RegionTable::Change::Change(RegionTable* table) : table_(table) {
@@ -82,17 +80,18 @@ bool RegionTable::Remove(uint64_t va, uint64_t bytes) {
   return any;
 }
 
-void RegionTable::SetDontFork(uint64_t va, uint64_t bytes, bool dont_fork) {
-  const uint64_t end = va + bytes;
+template <class Wants, class Apply>
+void RegionTable::ChangeParts(uint64_t va, uint64_t end, Wants wants, Apply change) {
   const size_t before = size_;
-  const Change change(this);
+  const Change bracket(this);
   for (size_t i = 0; i < before; ++i) {
     Region& region = regions_[i];
     const uint64_t region_end = region.va + region.bytes;
-    if (region.va >= end || region_end <= va || region.dont_fork == dont_fork) continue;
+    if (region.va >= end || region_end <= va || !wants(region)) continue;
     const uint64_t cut_start = region.va > va ? region.va : va;
     const uint64_t cut_end = region_end < end ? region_end : end;
-    if (size_ + 2 > kCapacity && (cut_start != region.va || cut_end != region_end)) continue;
+    const size_t pieces = (cut_start != region.va ? 1 : 0) + (cut_end != region_end ? 1 : 0);
+    if (size_ + pieces > kCapacity) continue;
     const Region whole = region;
     if (cut_end < region_end) {
       Region tail = whole;
@@ -109,13 +108,52 @@ void RegionTable::SetDontFork(uint64_t va, uint64_t bytes, bool dont_fork) {
     region.va = cut_start;
     region.bytes = cut_end - cut_start;
     region.offset = whole.offset + (cut_start - whole.va);
-    region.dont_fork = dont_fork;
+    change(&region);
   }
+}
+
+void RegionTable::SetDontFork(uint64_t va, uint64_t bytes, bool dont_fork) {
+  ChangeParts(
+      va, va + bytes, [&](const Region& region) { return region.dont_fork != dont_fork; },
+      [&](Region* region) { region->dont_fork = dont_fork; });
+}
+
+void RegionTable::SetProt(uint64_t va, uint64_t bytes, int prot) {
+  ChangeParts(
+      va, va + bytes,
+      [&](const Region& region) { return IsCowOrView(region) && region.prot != prot; },
+      [&](Region* region) { region->prot = static_cast<uint8_t>(prot); });
+}
+
+void RegionTable::SetFrozen(protocol::MmHandle mm, bool frozen) {
+  const Change change(this);
+  for (size_t i = 0; i < size_; ++i) {
+    // A private mapping of the file can only be read, and a view is no mapping of live memory.
+    const bool writes = regions_[i].kind != RegionKind::kAdopted && !IsView(regions_[i]);
+    if (writes && IsSame(regions_[i].mm, mm)) regions_[i].frozen = frozen;
+  }
+}
+
+void RegionTable::SetLost(uint64_t va, uint64_t bytes) {
+  const Change change(this);
+  for (size_t i = 0; i < size_; ++i) {
+    Region& region = regions_[i];
+    const bool within = region.va >= va && region.va + region.bytes <= va + bytes;
+    if (within && IsView(region)) region.lost = true;
+  }
+}
+
+void RegionTable::Replace(size_t i, const Region& region) {
+  const Change change(this);
+  regions_[i] = region;
 }
 
 void RegionTable::MakePlain() {
   const Change change(this);
-  for (size_t i = 0; i < size_; ++i) regions_[i].share = 0;
+  for (size_t i = 0; i < size_; ++i) {
+    if (!IsCowOrView(regions_[i])) regions_[i].share = 0;
+    regions_[i].frozen = false;
+  }
 }
 
 void RegionTable::DropDontFork() {
@@ -133,14 +171,20 @@ void RegionTable::UpdateBounds() {
   uint64_t low = ~uint64_t{0};
   uint64_t high = 0;
   bool opt_in = false;
+  bool tracked = false;
+  bool views = false;
   for (size_t i = 0; i < size_; ++i) {
     if (regions_[i].va < low) low = regions_[i].va;
     opt_in = opt_in || (regions_[i].share & kRegionSharedPt) != 0;
+    tracked = tracked || regions_[i].frozen || IsCowOrView(regions_[i]);
+    views = views || (IsView(regions_[i]) && !regions_[i].lost);
     if (regions_[i].va + regions_[i].bytes > high) high = regions_[i].va + regions_[i].bytes;
   }
   __atomic_store_n(&low_, low, __ATOMIC_RELAXED);
   __atomic_store_n(&high_, high, __ATOMIC_RELAXED);
   __atomic_store_n(&opt_in_, opt_in, __ATOMIC_RELAXED);
+  __atomic_store_n(&tracked_, tracked, __ATOMIC_RELAXED);
+  __atomic_store_n(&views_, views, __ATOMIC_RELAXED);
 }
 
 }  // namespace hostmm::guest

@@ -13,24 +13,53 @@
 #include <cstdint>
 
 #include "runtime/protocol.h"
+#include "runtime/region_flags.h"
 
 namespace hostmm::guest {
 
 enum class RegionKind : uint8_t { kOwnFrames, kOwnHugetlb, kAdopted };
 
 struct Region {
-  uint64_t va;
-  uint64_t bytes;
-  uint64_t offset;  // in the file
-  protocol::MmHandle mm;
-  RegionKind kind;
-  bool dont_fork;
-  uint32_t share;  // kRegionSharedPt, ... of region_flags.h; 0: not opt-in
+  uint64_t va = 0;
+  uint64_t bytes = 0;
+  uint64_t offset = 0;  // in the file
+  protocol::MmHandle mm = {};
+  RegionKind kind = RegionKind::kOwnFrames;
+  bool dont_fork = false;
+  uint32_t share = 0;  // kRegionSharedPt, ... of region_flags.h; 0: not opt-in, no view
+  // The file has snapshots: every first write to a page comes to the pager, also in a forked child.
+  bool frozen = false;
+  // A view that is SIGBUS memory now.
+  bool lost = false;
+  // PROT_*, known of copy-on-write memory and of views alone: what takes their place has it too.
+  uint8_t prot = 0;
 };
+
+// A mapping of a snapshot.
+inline bool IsView(const Region& region) { return (region.share & kRegionView) != 0; }
+// Private memory whose fork is a snapshot (MAP_PRIVATE_COW), in the process that mapped it.
+inline bool IsCow(const Region& region) {
+  return (region.share & (kRegionCow | kRegionView | kRegionPrivate)) == kRegionCow;
+}
+// The same when it has become the kernel's: a private mapping of its file, of which no pager knows.
+inline bool IsGonePrivate(const Region& region) {
+  return (region.share & (kRegionCow | kRegionPrivate)) == (kRegionCow | kRegionPrivate);
+}
+// The same in a child: a view, but private memory of its program.
+inline bool IsCowView(const Region& region) {
+  return (region.share & kRegionCow) != 0 && IsView(region);
+}
+// Any of these: memory that is of a program in a way that the kernel does not know.
+inline bool IsCowOrView(const Region& region) {
+  return (region.share & (kRegionCow | kRegionView)) != 0;
+}
+inline bool IsSame(protocol::MmHandle a, protocol::MmHandle b) {
+  return a.slot == b.slot && a.generation == b.generation;
+}
 
 class RegionTable {
  public:
-  // Arbitrary: programs that manage their own shared memory have a handful of large mappings. 10
+  // Arbitrary: programs that manage their own shared memory have a handful of large mappings. 12
   // KiB.
   static constexpr size_t kCapacity = 256;
 
@@ -45,6 +74,10 @@ class RegionTable {
 
   // Whether any region is opt-in. Lock-free: programs that did not opt in pay one load for it.
   bool HasOptIn() const { return __atomic_load_n(&opt_in_, __ATOMIC_RELAXED); }
+  // Whether any region is frozen, a view or copy-on-write. Lock-free, as HasOptIn.
+  bool HasTracked() const { return __atomic_load_n(&tracked_, __ATOMIC_RELAXED); }
+  // Whether any region is a view that is not lost. Lock-free, as HasOptIn.
+  bool HasViews() const { return __atomic_load_n(&views_, __ATOMIC_RELAXED); }
 
   size_t size() const { return size_; }
   const Region& operator[](size_t i) const { return regions_[i]; }
@@ -63,7 +96,16 @@ class RegionTable {
   // Marks or clears dont_fork on what overlaps the range; whole regions that are only partly
   // covered are split.
   void SetDontFork(uint64_t va, uint64_t bytes, bool dont_fork);
-  // Nothing is opt-in any more.
+  // Records the protection of what overlaps the range and is copy-on-write or a view, split as in
+  // SetDontFork.
+  void SetProt(uint64_t va, uint64_t bytes, int prot);
+  // Marks or clears frozen on all regions of the file that may be written.
+  void SetFrozen(protocol::MmHandle mm, bool frozen);
+  // Marks the views that lie wholly within the range as lost.
+  void SetLost(uint64_t va, uint64_t bytes);
+  // REQUIRES: `region` has the range of the i-th.
+  void Replace(size_t i, const Region& region);
+  // Nothing is opt-in or frozen any more. What is copy-on-write or a view remains so.
   void MakePlain();
   // Drops the regions that a child did not inherit.
   void DropDontFork();
@@ -80,15 +122,21 @@ class RegionTable {
   };
 
   bool OverlapsAny(uint64_t va, uint64_t end) const;
+  // Calls change(Region*) for what lies in [va, end) and wants(region) is true of, cut off from the
+  // rest; what there is no room to cut off is left as it is.
+  template <class Wants, class Apply>
+  void ChangeParts(uint64_t va, uint64_t end, Wants wants, Apply change);
   void UpdateBounds();
 
   // All zero is an empty table: the client's state lies in zeroed memory and needs no constructor.
-  uint64_t sequence_;  // written under the lock; readers without it compare before and after
-  uint64_t low_;
-  uint64_t high_;
-  bool opt_in_;  // as the bounds: brought up to date by each change
-  size_t size_;
-  Region regions_[kCapacity];
+  uint64_t sequence_ = 0;  // written under the lock; readers without it compare before and after
+  uint64_t low_ = 0;
+  uint64_t high_ = 0;
+  bool opt_in_ = false;  // as the bounds: brought up to date by each change
+  bool tracked_ = false;
+  bool views_ = false;
+  size_t size_ = 0;
+  Region regions_[kCapacity] = {};
 };
 
 }  // namespace hostmm::guest

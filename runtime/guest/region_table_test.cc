@@ -12,13 +12,7 @@ namespace {
 constexpr uint64_t kPage = 4096;
 
 Region Make(uint64_t first_page, uint64_t pages, uint64_t offset_pages = 0) {
-  return {first_page * kPage,
-          pages * kPage,
-          offset_pages * kPage,
-          {1, 1},
-          RegionKind::kOwnFrames,
-          false,
-          0};
+  return {first_page * kPage, pages * kPage, offset_pages * kPage, {1, 1}};
 }
 
 TEST(RegionTable, AnEmptyTableOverlapsNothing) {
@@ -121,6 +115,96 @@ TEST(RegionTable, PartsKeepHowTheyAreShared) {
   table.Remove(4 * kPage, kPage);
   EXPECT_EQ(table.Find(0)->share, 48u);
   EXPECT_EQ(table.Find(9 * kPage)->share, 48u);
+}
+
+Region MakeShared(uint64_t first_page, uint64_t pages, uint64_t share, protocol::MmHandle mm) {
+  Region region = Make(first_page, pages);
+  region.share = static_cast<uint32_t>(share);
+  region.mm = mm;
+  return region;
+}
+
+TEST(RegionTable, FrozenIsWhatCanBeWrittenOfTheFile) {
+  static RegionTable table;
+  EXPECT_FALSE(table.HasTracked());
+  table.Add(MakeShared(0, 4, 0, {1, 1}));
+  table.Add(MakeShared(10, 4, kRegionSharedPt, {1, 1}));
+  table.Add(MakeShared(20, 4, 0, {2, 1}));
+  table.Add(MakeShared(30, 4, kRegionView, {1, 1}));
+  Region reader = MakeShared(40, 4, kRegionPrivate, {1, 1});
+  reader.kind = RegionKind::kAdopted;
+  table.Add(reader);
+  table.SetFrozen({1, 1}, true);
+  EXPECT_TRUE(table.HasTracked());
+  EXPECT_TRUE(table.Find(0)->frozen);
+  EXPECT_TRUE(table.Find(10 * kPage)->frozen);
+  EXPECT_FALSE(table.Find(20 * kPage)->frozen);
+  EXPECT_FALSE(table.Find(30 * kPage)->frozen);
+  EXPECT_FALSE(table.Find(40 * kPage)->frozen);
+  // A part keeps it.
+  table.Remove(kPage, kPage);
+  EXPECT_TRUE(table.Find(3 * kPage)->frozen);
+  table.SetFrozen({1, 1}, false);
+  EXPECT_FALSE(table.Find(3 * kPage)->frozen);
+  EXPECT_FALSE(table.Find(10 * kPage)->frozen);
+}
+
+TEST(RegionTable, ViewsAndCopyOnWriteMemoryAreTold) {
+  const Region cow = MakeShared(0, 4, kRegionCow, {1, 1});
+  const Region view = MakeShared(0, 4, kRegionView, {1, 1});
+  const Region of_child = MakeShared(0, 4, kRegionCow | kRegionView | kRegionViewWritable, {1, 1});
+  const Region gone = MakeShared(0, 4, kRegionCow | kRegionPrivate, {1, 1});
+  const Region plain = MakeShared(0, 4, kRegionPrivate, {1, 1});
+  EXPECT_TRUE(IsCow(cow) && !IsView(cow) && !IsCowView(cow) && !IsGonePrivate(cow));
+  EXPECT_TRUE(!IsCow(view) && IsView(view) && !IsCowView(view) && !IsGonePrivate(view));
+  EXPECT_TRUE(!IsCow(of_child) && IsView(of_child) && IsCowView(of_child));
+  EXPECT_TRUE(!IsCow(gone) && !IsView(gone) && !IsCowView(gone) && IsGonePrivate(gone));
+  EXPECT_TRUE(!IsCowOrView(plain) && !IsGonePrivate(plain));
+}
+
+TEST(RegionTable, ProtectionsOfPartsAreKeptWhereTheyCount) {
+  static RegionTable table;
+  Region cow = MakeShared(0, 10, kRegionCow, {1, 1});
+  cow.prot = 3;
+  table.Add(cow);
+  table.Add(MakeShared(10, 10, kRegionSharedPt, {2, 1}));
+  table.SetProt(4 * kPage, 10 * kPage, 1);
+  EXPECT_EQ(table.size(), 3u);
+  EXPECT_EQ(table.Find(3 * kPage)->prot, 3);
+  EXPECT_EQ(table.Find(4 * kPage)->prot, 1);
+  EXPECT_EQ(table.Find(9 * kPage)->offset, 4 * kPage);
+  EXPECT_EQ(table.Find(10 * kPage)->bytes, 10 * kPage);
+}
+
+TEST(RegionTable, LostViewsAreNoViewsToLookAfter) {
+  static RegionTable table;
+  table.Add(MakeShared(0, 10, kRegionView, {1, 1}));
+  table.Add(MakeShared(20, 10, 0, {2, 1}));
+  EXPECT_TRUE(table.HasViews());
+  // A part of one is lost with the rest of it.
+  table.SetLost(0, 5 * kPage);
+  EXPECT_TRUE(table.HasViews());
+  table.SetLost(0, 40 * kPage);
+  EXPECT_FALSE(table.HasViews());
+  EXPECT_TRUE(table.HasTracked());
+  EXPECT_FALSE(table.Find(20 * kPage)->lost);
+}
+
+// Without a pager private memory is still private.
+TEST(RegionTable, PlainIsEverythingButMemoryThatIsAProgramsOwn) {
+  static RegionTable table;
+  table.Add(MakeShared(0, 4, kRegionSharedPt | kRegionPrivate, {1, 1}));
+  table.Add(MakeShared(10, 4, kRegionCow, {2, 1}));
+  table.Add(MakeShared(20, 4, kRegionCow | kRegionPrivate, {3, 1}));
+  table.SetFrozen({1, 1}, true);
+  table.SetFrozen({2, 1}, true);
+  table.MakePlain();
+  EXPECT_FALSE(table.HasOptIn());
+  EXPECT_EQ(table.Find(0)->share, 0u);
+  EXPECT_FALSE(table.Find(0)->frozen);
+  EXPECT_TRUE(IsCow(*table.Find(10 * kPage)));
+  EXPECT_FALSE(table.Find(10 * kPage)->frozen);
+  EXPECT_TRUE(IsGonePrivate(*table.Find(20 * kPage)));
 }
 
 TEST(RegionTable, HasRoomKeepsPlaceForASplit) {

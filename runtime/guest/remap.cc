@@ -1,5 +1,6 @@
 // mremap of managed memory: the kernel's, at a place that can be huge, and then told to the pager.
 #include <errno.h>
+#include <linux/userfaultfd.h>
 #include <sys/mman.h>
 
 #include "runtime/guest/client.h"
@@ -49,16 +50,34 @@ bool IsWhollyMapped(uint64_t va, uint64_t bytes) {
 
 bool IsOptIn(const Region& region) { return (region.share & kRegionSharedPt) != 0; }
 
+// The kernel takes the page-table entries along, but not the registration: what of them stands
+// there would be neither write-protected nor counted. The pager has registered the new place.
+void ZapMovedLocked(const Region& window, Io told, const Message& answer) {
+  if (told != Io::kOk) {
+    // Nobody sees what is written there.
+    if (window.frozen && CurrentPhase() == Phase::kAttached) {
+      GoOffLocked("the pager refused frozen memory that has moved");
+    }
+    return;
+  }
+  const bool counted = (g_client.register_mode & UFFDIO_REGISTER_MODE_MINOR) != 0;
+  if (IsFrozen(answer) || counted) Zap(window.va, window.bytes);
+}
+
 // The region `window` has been moved to where it stands now, from [old_va, old_va + old_bytes).
 void RecordMoveLocked(const Region& window, uint64_t old_va, uint64_t old_bytes) {
   g_client.regions.Remove(old_va, old_bytes);
-  if (!g_client.regions.HasRoom()) return NoteLocked(RangeMessage(Kind::kUnmap, old_va, old_bytes));
+  if (!g_client.regions.HasRoom()) {
+    if (window.frozen) return GoOffLocked("frozen memory has moved, and there is no room for it");
+    return NoteLocked(RangeMessage(Kind::kUnmap, old_va, old_bytes));
+  }
   g_client.regions.Add(window);
   Message ask = RangeMessage(Kind::kMove, old_va, old_bytes);
   ask.value[0] = window.va;
   ask.value[1] = window.bytes;
   Message answer = {};
   const Io told = AskLocked(ask, nullptr, 0, &answer, nullptr);
+  if (window.kind != RegionKind::kAdopted) ZapMovedLocked(window, told, answer);
   // What it has grown by may be protected otherwise for all.
   if (IsOptIn(window) && told == Io::kOk) {
     ApplyAccessLocked(window.va, window.bytes, AccessAtLocked(window.va));
@@ -124,6 +143,54 @@ uint64_t ChooseLocked(Move* move, uint64_t offset) {
   return reserved;
 }
 
+// What mremap does of copy-on-write memory and of views: shrinks it where it is; moves, as a whole
+// and without growing, copy-on-write memory of one protection. A view's file ends where it ends,
+// and its pages are where the pager has put them.
+enum class OwnRemap : uint8_t { kNotOurs, kShrinks, kMoves, kCannotGrow, kRefused };
+OwnRemap ClassifyLocked(const Move& move) {
+  const uint64_t old_bytes = RoundUp(move.old_bytes, kPage);
+  const uint64_t new_bytes = RoundUp(move.new_bytes, kPage);
+  const uint64_t end = move.from + (old_bytes != 0 ? old_bytes : kPage);
+  const Region* of_ours = nullptr;
+  for (uint64_t at = move.from; at < end;) {
+    const Region* next = g_client.regions.FindNext(at);
+    if (next == nullptr || next->va >= end) break;
+    if (IsCowOrView(*next)) of_ours = next;
+    at = next->va + next->bytes;
+  }
+  if (of_ours == nullptr) return OwnRemap::kNotOurs;
+  const bool stays = (move.flags & (MREMAP_FIXED | MREMAP_DONTUNMAP)) == 0;
+  if (old_bytes == 0) return OwnRemap::kRefused;
+  if (new_bytes > old_bytes) return OwnRemap::kCannotGrow;
+  if (stays) return OwnRemap::kShrinks;
+  const bool whole = of_ours->va <= move.from && end <= of_ours->va + of_ours->bytes;
+  const bool moves =
+      IsCow(*of_ours) && whole && old_bytes == new_bytes && (move.flags & MREMAP_DONTUNMAP) == 0;
+  return moves ? OwnRemap::kMoves : OwnRemap::kRefused;
+}
+
+// RETURNS true, and *result, if that is all there is to do.
+bool RemapOwnLocked(const Move& move, long* result) {
+  switch (ClassifyLocked(move)) {
+    case OwnRemap::kNotOurs:
+    case OwnRemap::kMoves:
+      return false;
+    case OwnRemap::kCannotGrow:
+      *result = -ENOMEM;
+      return true;
+    case OwnRemap::kRefused:
+      *result = -EINVAL;
+      return true;
+    case OwnRemap::kShrinks:
+      break;
+  }
+  *result = CallKernel(move);
+  const uint64_t old_end = move.from + RoundUp(move.old_bytes, kPage);
+  const uint64_t new_end = move.from + RoundUp(move.new_bytes, kPage);
+  if (!raw::Failed(*result) && new_end < old_end) ForgetLocked(new_end, old_end - new_end);
+  return true;
+}
+
 }  // namespace
 
 long Remap(uint64_t old_addr, uint64_t old_bytes, uint64_t new_bytes, int flags,
@@ -144,6 +211,8 @@ long Remap(uint64_t old_addr, uint64_t old_bytes, uint64_t new_bytes, int flags,
   window.bytes = new_whole;
 
   Move move = {old_addr, old_bytes, new_bytes, flags, new_addr};
+  long own = 0;
+  if (!odd && g_client.regions.HasTracked() && RemapOwnLocked(move, &own)) return own;
   uint64_t reserved = 0;
   if (moves_ours && (!keeps_old || IsOptIn(source))) {
     move.old_bytes = old_whole;

@@ -94,7 +94,8 @@ TEST(PreloadLibraryTest, ExportsExactlyItsHooksAndTheApi) {
       // runtime/hostmm_c.h.
       "hostmm_open", "hostmm_close", "hostmm_mmap", "hostmm_munmap", "hostmm_mremap",
       "hostmm_mprotect", "hostmm_madvise", "hostmm_granule", "hostmm_is_shared", "hostmm_shm_open",
-      "hostmm_shm_unlink", "hostmm_error"};
+      "hostmm_shm_unlink", "hostmm_error", "hostmm_snapshot", "hostmm_snapshot_info",
+      "hostmm_snapshot_map", "hostmm_snapshot_export", "hostmm_image_load"};
   EXPECT_EQ(names, wanted);
 }
 

@@ -1,0 +1,276 @@
+#include "runtime/snapshot/freezer.h"
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "runtime/packet.h"
+#include "runtime/userfaultfd.h"
+
+namespace hostmm {
+namespace {
+
+// For an answer of the agent: between 250 and 500 ms. It needs microseconds; longer means that it
+// is stopped, or waits for a lock that its program holds.
+constexpr uint32_t kPatienceTicks = 2;
+
+bool Contains(const std::vector<GuestId>& guests, GuestId guest) {
+  return std::ranges::find(guests, guest) != guests.end();
+}
+
+}  // namespace
+
+std::vector<Region> Freezer::RegionsOf(GuestId guest, MmId mm) const {
+  std::vector<Region> regions;
+  tables_->ForEachRegion(guest, [&](const Region& region) {
+    // A private mapping can only be read.
+    if (region.mm == mm && (region.flags & kPrivate) == 0) regions.push_back(region);
+  });
+  return regions;
+}
+
+std::vector<GuestId> Freezer::MappersOf(MmId mm) const {
+  std::vector<GuestId> mappers;
+  guests_->ForEach([&](const Guest& guest) {
+    if (!RegionsOf(guest.id, mm).empty()) mappers.push_back(guest.id);
+  });
+  return mappers;
+}
+
+bool Freezer::Knows(const Guest& guest, MmId mm) {
+  return std::ranges::find(guest.knows_frozen, mm) != guest.knows_frozen.end();
+}
+
+std::string Freezer::WhyNot(MmId mm) const {
+  std::string why;
+  for (const GuestId id : MappersOf(mm)) {
+    const Guest* guest = guests_->Find(id);
+    // A child that is just being forked attaches soon.
+    if (guest->pid == 0) continue;
+    if (!guest->uffd.fd.ok()) why = absl::StrCat("process ", guest->pid, " has no userfaultfd");
+    if (!guest->has_agent) why = absl::StrCat("process ", guest->pid, " has no agent thread");
+  }
+  return why;
+}
+
+int Freezer::Register(const Guest& guest, const LiveFile& file) const {
+  for (const Region& region : RegionsOf(guest.id, file.mm)) {
+    const UffdResult result = UffdRegister(guest.uffd.fd.get(), region.va.value(),
+                                           BytesOf(region.length), protocol::kTrackedModes);
+    if (result == UffdResult::kGuestGone) return 0;
+    if (result != UffdResult::kDone) return ENOTSUP;
+  }
+  return 0;
+}
+
+Freezer::Told Freezer::Tell(Guest& guest, const LiveFile& file) const {
+  if (!guest.has_agent) return Told::kNo;
+  protocol::Message freeze = NewPacket(protocol::Kind::kOrder);
+  freeze.op = protocol::OrderOp::kFreeze;
+  freeze.mm = {file.mm.slot, file.mm.generation};
+  freeze.order = file.freeze;
+  freeze.value[0] = file.backing->kind() == FrameKind::kHugetlb ? 1 : 0;
+  const std::array<int, 2> fds = {guest.uffd.fd.get(), file.life_read.get()};
+  return SendPacket(guest.channel.fd.get(), freeze, fds) == SendResult::kSent ? Told::kYes
+                                                                              : Told::kNo;
+}
+
+int Freezer::WriteProtect(const Guest& guest, MmId mm) const {
+  for (const Region& region : RegionsOf(guest.id, mm)) {
+    const UffdResult result = UffdWriteProtect(guest.uffd.fd.get(), region.va.value(),
+                                               BytesOf(region.length), WriteProtected::kYes);
+    if (result == UffdResult::kGuestGone) return 0;
+    if (result != UffdResult::kDone) return ENOTSUP;
+  }
+  return 0;
+}
+
+int Freezer::FreezeGuest(Guest& guest, LiveFile* file) {
+  if (!guest.uffd.fd.ok()) return ENOTSUP;
+  if (const int error = Register(guest, *file); error != 0) return error;
+  const bool hugetlb = file->backing->kind() == FrameKind::kHugetlb;
+  if (hugetlb) {
+    if (const int error = WriteProtect(guest, file->mm); error != 0) return error;
+  }
+  if (Tell(guest, *file) == Told::kYes) {
+    if (!Contains(file->waiting, guest.id)) file->waiting.push_back(guest.id);
+    return 0;
+  }
+  return hugetlb ? 0 : WriteProtect(guest, file->mm);
+}
+
+void Freezer::Freeze(LiveFile* file, Done done) {
+  file->state = LiveFile::State::kFreezing;
+  file->done = std::move(done);
+  file->ticks = 0;
+  ++file->freeze;
+  int error = 0;
+  for (const GuestId id : MappersOf(file->mm)) {
+    Guest* guest = guests_->Find(id);
+    if (guest->pid == 0) {
+      file->waiting.push_back(id);
+    } else if (error == 0) {
+      error = FreezeGuest(*guest, file);
+    }
+  }
+  if (error != 0) return End(file, error);
+  EndIfLast(file);
+}
+
+void Freezer::EndIfLast(LiveFile* file) {
+  if (file->state == LiveFile::State::kFreezing && file->waiting.empty()) End(file, 0);
+}
+
+void Freezer::End(LiveFile* file, int error) {
+  file->waiting.clear();
+  file->state = LiveFile::State::kFrozen;
+  std::vector<FaultEvent> parked;
+  parked.swap(file->parked);
+  const Done done = std::move(file->done);
+  file->done = nullptr;
+  // It may thaw the file, and so end it, if no snapshot has come of it.
+  done(error);
+  for (const FaultEvent& event : parked) resume_(event);
+}
+
+void Freezer::Release(LiveFile* file, GuestId guest) {
+  if (std::erase(file->waiting, guest) != 0) EndIfLast(file);
+}
+
+Freezer::Park Freezer::ParkFault(MmId mm, const FaultEvent& event) {
+  LiveFile* file = files_->Find(mm);
+  if (file == nullptr || file->state != LiveFile::State::kFreezing) return Park::kNo;
+  file->parked.push_back(event);
+  return Park::kYes;
+}
+
+void Freezer::OnFreezeDone(Guest& guest, const protocol::Message& message) {
+  const MmId mm{message.mm.slot, message.mm.generation};
+  LiveFile* file = files_->Find(mm);
+  if (file == nullptr || RegionsOf(guest.id, mm).empty()) return;
+  if (!Knows(guest, mm)) guest.knows_frozen.push_back(mm);
+  if (message.order != file->freeze || !Contains(file->waiting, guest.id)) return;
+  // Memory that is locked cannot be zapped.
+  if (message.status != protocol::Status::kOk) WriteProtect(guest, mm);
+  Release(file, guest.id);
+}
+
+void Freezer::OnZapped(Guest& guest, MmId mm) {
+  LiveFile* file = files_->Find(mm);
+  if (file == nullptr) return;
+  if (!Knows(guest, mm)) guest.knows_frozen.push_back(mm);
+  Release(file, guest.id);
+}
+
+Freezer::Forked Freezer::OnFork(const Guest& parent, Guest& child, std::vector<MmId>* unseen) {
+  child.knows_frozen = parent.knows_frozen;
+  for (const MmId mm : files_->all()) {
+    LiveFile* file = files_->Find(mm);
+    const bool thawed = file->state == LiveFile::State::kThawed;
+    if (thawed || RegionsOf(child.id, mm).empty() || Knows(parent, mm)) continue;
+    const bool freezing = file->state == LiveFile::State::kFreezing;
+    // Its first write may come before it is frozen; that is before the moment of this snapshot, but
+    // not of earlier ones.
+    if (freezing) file->waiting.push_back(child.id);
+    if (file->snapshots != 0 || !freezing) unseen->push_back(mm);
+  }
+  return unseen->empty() ? Forked::kWatched : Forked::kUnseen;
+}
+
+void Freezer::OnAttach(Guest& guest) {
+  for (const MmId mm : files_->all()) {
+    LiveFile* file = files_->Find(mm);
+    if (file->state == LiveFile::State::kThawed || RegionsOf(guest.id, mm).empty()) continue;
+    const bool member = Contains(file->waiting, guest.id);
+    const int error = FreezeGuest(guest, file);
+    // Who is no member writes nothing unseen: it has registered itself, or been registered before.
+    if (!member) std::erase(file->waiting, guest.id);
+    if (member && error != 0) {
+      End(file, error);
+    } else {
+      EndIfLast(file);
+    }
+  }
+  // Forked while the file was frozen, and come after its thaw.
+  const std::vector<MmId> known = guest.knows_frozen;
+  for (const MmId mm : known) {
+    const LiveFile* file = files_->Find(mm);
+    if (file == nullptr || file->state == LiveFile::State::kThawed) ThawGuest(guest, mm);
+  }
+}
+
+void Freezer::OnMapped(Guest& guest, MmId mm) {
+  LiveFile* file = files_->Find(mm);
+  if (file == nullptr || file->state == LiveFile::State::kThawed) return;
+  // Nothing is mapped there yet that could be written: nobody waits for it, but that it knows.
+  Tell(guest, *file);
+  if (!Knows(guest, mm)) guest.knows_frozen.push_back(mm);
+}
+
+void Freezer::ThawGuest(Guest& guest, MmId mm) const {
+  std::erase(guest.knows_frozen, mm);
+  if (!guest.uffd.fd.ok()) return;
+  for (const Region& region : RegionsOf(guest.id, mm)) {
+    // Modes can be added to a registration, not taken away.
+    const uint64_t va = region.va.value();
+    const uint64_t bytes = BytesOf(region.length);
+    UffdUnregister(guest.uffd.fd.get(), va, bytes);
+    UffdRegister(guest.uffd.fd.get(), va, bytes, normal_modes_);
+    UffdWake(guest.uffd.fd.get(), va, bytes);
+  }
+  protocol::Message thaw = NewPacket(protocol::Kind::kOrder);
+  thaw.op = protocol::OrderOp::kThaw;
+  thaw.mm = {mm.slot, mm.generation};
+  if (guest.has_agent) SendPacket(guest.channel.fd.get(), thaw);
+}
+
+void Freezer::Thaw(LiveFile* file) {
+  file->state = LiveFile::State::kThawed;
+  const MmId mm = file->mm;
+  guests_->ForEach([&](Guest& guest) {
+    if (!RegionsOf(guest.id, mm).empty() && guest.pid != 0) ThawGuest(guest, mm);
+  });
+}
+
+void Freezer::OnGuestGone(GuestId guest) {
+  for (const MmId mm : files_->all()) {
+    if (LiveFile* file = files_->Find(mm); file != nullptr) Release(file, guest);
+  }
+}
+
+void Freezer::OnLeft(MmId mm) {
+  LiveFile* file = files_->Find(mm);
+  if (file != nullptr && file->state == LiveFile::State::kFreezing) End(file, EAGAIN);
+}
+
+void Freezer::Tick() {
+  for (const MmId mm : files_->all()) {
+    LiveFile* file = files_->Find(mm);
+    if (file == nullptr || file->state != LiveFile::State::kFreezing) continue;
+    if (++file->ticks < kPatienceTicks) continue;
+    int error = 0;
+    const std::vector<GuestId> late = file->waiting;
+    for (const GuestId id : late) {
+      const Guest* guest = guests_->Find(id);
+      // A child that has not attached is waited for; it runs no code of its program before.
+      if (guest != nullptr && guest->pid == 0) continue;
+      if (guest != nullptr && error == 0) error = WriteProtect(*guest, mm);
+      std::erase(file->waiting, id);
+    }
+    if (error != 0) {
+      End(file, error);
+    } else {
+      EndIfLast(file);
+    }
+  }
+}
+
+uint64_t Freezer::ModesFor(MmId mm) const {
+  const LiveFile* file = files_->Find(mm);
+  const bool frozen = file != nullptr && file->state != LiveFile::State::kThawed;
+  return frozen ? protocol::kTrackedModes : normal_modes_;
+}
+
+}  // namespace hostmm

@@ -1,0 +1,97 @@
+#include "runtime/snapshot/preimage_store.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+
+#include "runtime/sys_error.h"
+
+namespace hostmm {
+namespace {
+
+// Copied at a time: a hugetlb block in eight steps. It lies on a thread's stack.
+constexpr uint64_t kStep = uint64_t{256} << 10;
+
+int WriteFrames(int file, uint64_t offset, const std::byte* from, uint64_t bytes) {
+  while (bytes != 0) {
+    const ssize_t put = pwrite(file, from, bytes, static_cast<off_t>(offset));
+    if (put < 0 && errno == EINTR) continue;
+    if (put <= 0) return put == 0 ? ENOSPC : errno;
+    const auto done = static_cast<uint64_t>(put);
+    from += done;
+    offset += done;
+    bytes -= done;
+  }
+  return 0;
+}
+
+}  // namespace
+
+int ReadFrames(int file, uint64_t offset, std::byte* to, uint64_t bytes) {
+  while (bytes != 0) {
+    const ssize_t got = pread(file, to, bytes, static_cast<off_t>(offset));
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) return errno;
+    if (got == 0) {
+      memset(to, 0, bytes);
+      return 0;
+    }
+    const auto done = static_cast<uint64_t>(got);
+    to += done;
+    offset += done;
+    bytes -= done;
+  }
+  return 0;
+}
+
+absl::StatusOr<PreimageStore> PreimageStore::Create(uint64_t limit_bytes) {
+  UniqueFd file(memfd_create("hostmm-preimages", MFD_CLOEXEC));
+  if (!file.ok()) return SysError("memfd_create(hostmm-preimages)");
+  return PreimageStore(std::move(file), limit_bytes / kPageSize);
+}
+
+void PreimageStore::Punch(uint64_t first, uint64_t count) const {
+  fallocate(file_.get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+            static_cast<off_t>(first * kPageSize), static_cast<off_t>(count * kPageSize));
+}
+
+void PreimageStore::Discard(FrameNumber first, PageCount count) {
+  pool_.SetUses(first, count.value(), 0);
+  Punch(first.value(), count.value());
+}
+
+void PreimageStore::Drop(FrameNumber first, PageCount count) {
+  // Runs of frames that became free are given back together.
+  uint64_t run = 0;
+  for (uint64_t i = 0; i < count.value(); ++i) {
+    if (pool_.Drop(FrameNumber(first.value() + i))) {
+      ++run;
+    } else if (run != 0) {
+      Punch(first.value() + i - run, run);
+      run = 0;
+    }
+  }
+  if (run != 0) Punch(first.value() + count.value() - run, run);
+}
+
+int PreimageStore::Copy(int live_file, FilePage first, PageCount count, FrameNumber frame) const {
+  alignas(kPageSize) std::byte buffer[kStep];
+  const uint64_t bytes = BytesOf(count);
+  for (uint64_t at = 0; at < bytes; at += kStep) {
+    const uint64_t step = std::min(kStep, bytes - at);
+    int error = ReadFrames(live_file, first.value() * kPageSize + at, buffer, step);
+    if (error == 0) error = WriteFrames(file_.get(), frame.value() * kPageSize + at, buffer, step);
+    if (error != 0) return error;
+  }
+  return 0;
+}
+
+int PreimageStore::Read(FrameNumber frame, std::byte* page, uint64_t bytes) const {
+  return ReadFrames(file_.get(), frame.value() * kPageSize, page, bytes);
+}
+
+}  // namespace hostmm

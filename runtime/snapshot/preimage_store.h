@@ -1,0 +1,64 @@
+// The frames of a live file's snapshots: pages as they were before somebody wrote to them.
+//
+// One packed, unnamed file of 4 KiB frames for all snapshots of one live file: a page is copied
+// once, however many snapshots need it. Which frames are used, and by how many tables, FramePool
+// (vmm/) knows. Frames that nobody needs any more are punched out of the file at once.
+//
+// Units:    FrameNumber: 4 KiB frames of this file; FilePage: pages of the live file.
+// Threads:  Allocate, SetUses, Discard, Drop on the loop thread. Copy and Read any thread: they
+// touch only
+//           files, with read(2) and write(2), so that a full machine is an error here and no
+//           SIGBUS.
+// Errors:   an errno, or 0.
+#ifndef HOSTMM_RUNTIME_SNAPSHOT_PREIMAGE_STORE_H_
+#define HOSTMM_RUNTIME_SNAPSHOT_PREIMAGE_STORE_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+
+#include "absl/status/statusor.h"
+#include "runtime/unique_fd.h"
+#include "vmm/frame_pool.h"
+#include "vmm/pte.h"
+#include "vmm/units.h"
+
+namespace hostmm {
+
+class PreimageStore {
+ public:
+  // At most `limit_bytes`; 0: as much as memory has. Errors: the failed system call.
+  static absl::StatusOr<PreimageStore> Create(uint64_t limit_bytes);
+
+  // Contiguous frames; nullopt at the limit. Then SetUses or Discard, once.
+  std::optional<FrameNumber> Allocate(uint64_t count) { return pool_.Allocate(count); }
+  void SetUses(FrameNumber first, uint64_t count, uint32_t uses) {
+    pool_.SetUses(first, count, uses);
+  }
+  void Discard(FrameNumber first, PageCount count);
+  // One table less names each of the frames.
+  void Drop(FrameNumber first, PageCount count);
+
+  // Copies [first, first + count) of the live file to frames from `frame` on. Pages behind the end
+  // of the file are zeros.
+  int Copy(int live_file, FilePage first, PageCount count, FrameNumber frame) const;
+  int Read(FrameNumber frame, std::byte* page, uint64_t bytes) const;
+
+  uint64_t used_bytes() const { return pool_.used() * kPageSize; }
+
+ private:
+  PreimageStore(UniqueFd file, uint64_t limit_frames)
+      : file_(std::move(file)), pool_(limit_frames) {}
+
+  void Punch(uint64_t first, uint64_t count) const;
+
+  UniqueFd file_;
+  FramePool pool_;
+};
+
+// Reads exactly `bytes`; what lies behind the end of the file is zeros. RETURNS an errno, or 0.
+int ReadFrames(int file, uint64_t offset, std::byte* to, uint64_t bytes);
+
+}  // namespace hostmm
+
+#endif  // HOSTMM_RUNTIME_SNAPSHOT_PREIMAGE_STORE_H_

@@ -1,0 +1,100 @@
+// MADV_REMOVE of frozen memory. The pager punches the hole itself: between a guest's question and
+// its own system call a snapshot could be taken, which would then lose what is removed.
+//
+//   block by block: the pages that have data and that snapshots share -> pre-images -> the hole,
+//   the tables -> the answer
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "runtime/snapshot/answers.h"
+#include "runtime/snapshot/snapshots.h"
+
+namespace hostmm {
+
+struct Snapshots::Removal {
+  UniqueFd reply;
+  std::vector<Region> parts;  // what is left; pages are taken off the front one
+};
+
+void Snapshots::Remove(Guest& guest, Packet& packet) {
+  const protocol::Message& ask = packet.message;
+  const GuestAddr begin(ask.va);
+  if (ask.va % kPageSize != 0 || !FitsInGuest(begin, PagesFloor(ask.length))) {
+    return Refuse(packet, EINVAL, "a bad range");
+  }
+  const GuestAddr end = begin + PagesFloor(ask.length);
+  auto removal = std::make_shared<Removal>();
+  tables_->ForEachRegion(guest.id, [&](const Region& region) {
+    Region part = region;
+    part.va = std::max(region.va, begin);
+    part.file_page = region.PageAt(part.va);
+    if (part.va >= end || region.end() <= begin) return;
+    part.length = PagesBetween(part.va, std::min(region.end(), end));
+    removal->parts.push_back(part);
+  });
+  for (const Region& part : removal->parts) {
+    const bool writable = part.KernelAccess().Contains(Access::kWrite);
+    if (files_->Find(part.mm) == nullptr) return Refuse(packet, EINVAL, "not the pager's memory");
+    if (!writable) return Refuse(packet, EACCES, "not writable");
+  }
+  removal->reply = std::move(packet.fds[0]);
+  RemoveNext(removal);
+}
+
+// One block at a time, so that the loop is not kept from others.
+void Snapshots::RemoveNext(const std::shared_ptr<Removal>& removal) {
+  if (removal->parts.empty()) {
+    if (removal->reply.ok()) {
+      SendPacket(removal->reply.get(), NewPacket(protocol::Kind::kReply));
+    }
+    return;
+  }
+  Region& part = removal->parts.front();
+  const std::shared_ptr<const Backing> backing = files_->Find(part.mm);
+  // The part of a hugetlb block has no hole of its own; the kernel wipes it, as without us.
+  const bool blocks = backing->kind() == FrameKind::kHugetlb;
+  const FilePage first = part.file_page;
+  const FilePage end = std::min(part.file_end(), EndPageOf(BlockFloor(first)));
+  std::vector<FilePage> shared;
+  for (FilePage page = first; page < end; page = page + PageCount(1)) {
+    if (blocks && !shared.empty()) break;
+    if (!live_.empty() && live_.Find(part.mm) != nullptr && cow_.IsShared(part.mm, page)) {
+      shared.push_back(blocks ? FirstPageOf(BlockFloor(page)) : page);
+    }
+  }
+  const MmId mm = part.mm;
+  if (shared.empty()) {
+    Punch(mm, first, end - first);
+    part.va = part.va + (end - first);
+    part.length = part.length - (end - first);
+    part.file_page = end;
+    if (part.length.value() == 0) removal->parts.erase(removal->parts.begin());
+    pool_->Submit([] {}, [this, removal] { RemoveNext(removal); });
+    return;
+  }
+  auto left = std::make_shared<size_t>(shared.size());
+  for (const FilePage page : shared) {
+    // When the last one is copied the block is looked at anew: another snapshot may share it by
+    // now.
+    first_writes_.Privatize(mm, page, PageCount(blocks ? kPagesPerBlock : 1),
+                            [this, removal, left] {
+                              if (--*left == 0) RemoveNext(removal);
+                            });
+  }
+}
+
+// Of a frozen file, so that nobody has the pages mapped writable that a snapshot shares.
+void Snapshots::Punch(MmId mm, FilePage first, PageCount count) {
+  const std::shared_ptr<const Backing> backing = files_->Find(mm);
+  fallocate(backing->file().get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+            static_cast<off_t>(first.value() * kPageSize), static_cast<off_t>(BytesOf(count)));
+  tables_->PunchRange(mm, first, count);
+}
+
+}  // namespace hostmm

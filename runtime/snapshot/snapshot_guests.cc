@@ -1,0 +1,305 @@
+// What guests ask of snapshots beside taking one: views, forks, their end. (snapshots.h)
+#include <fcntl.h>
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <cstdio>
+#include <optional>
+
+#include "absl/strings/str_cat.h"
+#include "runtime/snapshot/answers.h"
+#include "runtime/snapshot/snapshots.h"
+#include "runtime/userfaultfd.h"
+
+namespace hostmm {
+namespace {
+
+using protocol::Message;
+
+// The same file, open for reading only.
+UniqueFd ReadOnly(const UniqueFd& file) {
+  char path[64];
+  snprintf(path, sizeof(path), "/proc/self/fd/%d", file.get());
+  return UniqueFd(open(path, O_RDONLY | O_CLOEXEC));
+}
+
+}  // namespace
+
+void Snapshots::ViewFile(Packet& packet) {
+  const TakenSnapshot* snapshot = set_.FindHandle(packet.fds[1].get());
+  if (snapshot == nullptr) return Refuse(packet, EBADF, "not the handle of a snapshot");
+  if (!snapshot->lost.empty()) return Refuse(packet, EIO, snapshot->lost);
+  const LiveFile* file = live_.Find(snapshot->source);
+  const UniqueFd readable = file != nullptr ? ReadOnly(file->backing->file()) : UniqueFd();
+  if (!readable.ok()) return Refuse(packet, EMFILE, "no descriptor for the file");
+  Message answer = NewPacket(protocol::Kind::kReply);
+  answer.length = snapshot->length;
+  answer.value[0] = snapshot->unit;
+  if (packet.fds[0].ok()) SendPacket(packet.fds[0].get(), answer, readable.get());
+}
+
+void Snapshots::MapView(Guest& guest, Packet& packet) {
+  const Message& ask = packet.message;
+  const TakenSnapshot* snapshot = set_.FindHandle(packet.fds[1].get());
+  if (snapshot == nullptr) return Refuse(packet, EBADF, "not the handle of a snapshot");
+  if (!snapshot->lost.empty()) return Refuse(packet, EIO, snapshot->lost);
+  if (!guest.has_agent) return Refuse(packet, EPERM, "a view needs an agent thread");
+  if (!guest.uffd.fd.ok()) return Refuse(packet, ENOTSUP, "this process has no userfaultfd");
+  const uint64_t unit = snapshot->unit;
+  const bool sane = ask.length != 0 && (ask.va | ask.length | ask.offset) % unit == 0 &&
+                    ask.offset < snapshot->length && ask.length <= snapshot->length - ask.offset &&
+                    (ask.prot & ~uint32_t{PROT_READ | PROT_WRITE}) == 0;
+  if (!sane) return Refuse(packet, EINVAL, "a bad range of the snapshot");
+  RegionSpec spec;
+  spec.va = GuestAddr(ask.va);
+  spec.length = PagesFloor(ask.length);
+  spec.mm = snapshot->mm;
+  spec.file_page = FilePage(ask.offset / kPageSize);
+  const bool writable = (ask.prot & PROT_WRITE) != 0;
+  spec.access = writable ? AccessSet::ReadWrite() : AccessSet(Access::kRead);
+  // A child would inherit pages of which nobody knows.
+  spec.flags = kView | kDontFork | (writable ? uint32_t{kViewWritable} : 0);
+  ReleasedMms released;
+  tables_->UnmapRange(guest.id, spec.va, spec.length, &released);
+  files_->Release(released);
+  if (const TableStatus status = tables_->MapRegion(guest.id, spec); status != TableStatus::kOk) {
+    return Refuse(packet, status == TableStatus::kNoSpace ? ENOSPC : EINVAL,
+                  "the pager's tables refuse the range");
+  }
+  if (UffdRegister(guest.uffd.fd.get(), ask.va, ask.length, protocol::kTrackedModes) !=
+      UffdResult::kDone) {
+    tables_->UnmapRange(guest.id, spec.va, spec.length, &released);
+    return Refuse(packet, EINVAL, "the kernel does not register the range");
+  }
+  HoldView(guest, snapshot->mm);
+  Message answer = NewPacket(protocol::Kind::kReply);
+  answer.mm = {snapshot->mm.slot, snapshot->mm.generation};
+  if (packet.fds[0].ok()) SendPacket(packet.fds[0].get(), answer);
+}
+
+// What the guest's agent keeps, so that nobody reads a view wrongly when the pager is gone: a write
+// end of the life pipe until its views are, and its userfaultfd until all views are.
+void Snapshots::HoldView(Guest& guest, MmId snapshot) {
+  const LiveFile* file = live_.Find(cow_.SourceOf(snapshot));
+  if (file == nullptr || !guest.has_agent) return;
+  Message hold = NewPacket(protocol::Kind::kOrder);
+  hold.op = protocol::OrderOp::kHoldLife;
+  hold.mm = {snapshot.slot, snapshot.generation};
+  SendPacket(guest.channel.fd.get(), hold, file->life_write.get());
+  hold.op = protocol::OrderOp::kFreeze;
+  hold.value[0] = 1;  // nothing to zap
+  const std::array<int, 2> fds = {guest.uffd.fd.get(), file->life_read.get()};
+  SendPacket(guest.channel.fd.get(), hold, fds);
+}
+
+void Snapshots::Settle(Guest& guest, Packet& packet) {
+  const Message& ask = packet.message;
+  if (!FitsInGuest(GuestAddr(ask.va), PagesFloor(ask.length))) {
+    return Refuse(packet, EINVAL, "a bad range");
+  }
+  // Touches are answered on this thread, so that none is under way; what is mapped from the live
+  // file stays in the sets until the guest has zapped it, and a revoke finds nothing to zap then.
+  const TableStatus status =
+      tables_->FlagRange(guest.id, GuestAddr(ask.va), PagesFloor(ask.length), kCopyOnly, 0);
+  if (status != TableStatus::kOk) return Refuse(packet, ENOSPC, "the pager's tables are full");
+  SayDone(packet);
+}
+
+// One that a fork was announced for and did not come.
+void Snapshots::DropCowFork(Guest& guest, GuestAddr va) {
+  const auto same = [va](const CowFork& fork) { return fork.va == va; };
+  const auto it = std::ranges::find_if(guest.cow_forks, same);
+  if (it == guest.cow_forks.end()) return;
+  const CowFork dropped = *it;
+  guest.cow_forks.erase(it);
+  set_.UnholdNumber(dropped.number);
+}
+
+// The asker holds its own lock until its fork is over: its agent cannot answer, and it zaps its
+// mapping itself, before the kForkIntent. Until then faults of the file wait, so that nothing is
+// copied before the moment of the snapshot.
+void Snapshots::ForkCow(Guest& guest, Packet& packet) {
+  const std::optional<Region> region = tables_->FindRegion(guest.id, GuestAddr(packet.message.va));
+  if (!region.has_value() || (region->flags & kCow) == 0) {
+    return Refuse(packet, EINVAL, "no private copy-on-write region is mapped there");
+  }
+  const GuestAddr begin(packet.message.va);
+  if (!FitsInGuest(begin, PagesFloor(packet.message.length))) {
+    return Refuse(packet, EINVAL, "a bad range");
+  }
+  const AddrRange range{begin, begin + PagesFloor(packet.message.length)};
+  const MmId source = region->mm;
+  if (const std::string why = WhyNot(source); !why.empty()) return Refuse(packet, ENOTSUP, why);
+  const absl::StatusOr<LiveFile*> file =
+      live_.FindOrMake(source, files_->Find(source), terms_.memory_limit);
+  if (!file.ok()) return Refuse(packet, ENOSPC, "no descriptors or memory for it");
+  // Another region of the same file, for the same fork.
+  if (const std::optional<CowFork> open = OpenCowFork(guest, **file); open.has_value()) {
+    DropCowFork(guest, range.start);
+    TakenSnapshot* taken = set_.FindMm(open->snapshot);
+    const UniqueFd readable = ReadOnly((*file)->backing->file());
+    if (taken == nullptr || !readable.ok()) return Refuse(packet, EMFILE, "no descriptor");
+    set_.Hold(taken);
+    return AnswerCowFork(guest, range, *taken, packet.fds[0].get(), readable);
+  }
+  auto asker = std::make_shared<Asker>();
+  asker->reply = std::move(packet.fds[0]);
+  asker->uid = guest.uid;
+  WhenNotFreezing(*file, [this, source, asker, id = guest.id, range] {
+    Guest* there = guests_->Find(id);
+    const int error = there == nullptr || live_.Find(source) == nullptr
+                          ? EINVAL
+                          : StartCowFork(*there, range, source, *asker);
+    if (error == 0) return;
+    SayRefused(asker->reply.get(), error, "it could not be frozen");
+    ThawIfLast(source);
+    RunRequests(source);
+  });
+}
+
+// RETURNS an errno, or 0: the asker has been answered.
+int Snapshots::StartCowFork(Guest& guest, AddrRange range, MmId source, const Asker& asker) {
+  DropCowFork(guest, range.start);
+  LiveFile* file = live_.Find(source);
+  if (file == nullptr) return EAGAIN;
+  const UniqueFd readable = ReadOnly(file->backing->file());
+  if (!readable.ok()) return EMFILE;
+  TakenSnapshot* taken = Record(source, asker.uid);
+  if (taken == nullptr) return ENOSPC;
+  auto error = std::make_shared<int>(0);
+  freezer_.Freeze(file, [this, source, error](int failed) {
+    *error = failed;
+    ThawIfLast(source);
+    RunRequests(source);
+  });
+  if (*error != 0) {
+    set_.Unhold(taken);
+    return *error;
+  }
+  AnswerCowFork(guest, range, *taken, asker.reply.get(), readable);
+  return 0;
+}
+
+// The hold of `taken` is the fork's.
+void Snapshots::AnswerCowFork(Guest& guest, AddrRange range, const TakenSnapshot& taken, int reply,
+                              const UniqueFd& file) {
+  guest.cow_forks.push_back({range.start, range.end, taken.mm, taken.number});
+  Message answer = NewPacket(protocol::Kind::kReply);
+  answer.mm = {taken.mm.slot, taken.mm.generation};
+  if (reply >= 0) SendPacket(reply, answer, file.get());
+}
+
+// One whose freeze waits for this guest's kForkIntent.
+std::optional<CowFork> Snapshots::OpenCowFork(const Guest& guest, const LiveFile& file) const {
+  const bool waits = file.state == LiveFile::State::kFreezing &&
+                     std::ranges::find(file.waiting, guest.id) != file.waiting.end();
+  for (const CowFork& fork : guest.cow_forks) {
+    if (waits && cow_.SourceOf(fork.snapshot) == file.mm) return fork;
+  }
+  return std::nullopt;
+}
+
+void Snapshots::BeforeFork(Guest& parent) {
+  for (const CowFork& fork : parent.cow_forks) {
+    freezer_.OnZapped(parent, cow_.SourceOf(fork.snapshot));
+  }
+}
+
+void Snapshots::AfterFork(Guest& parent, Guest* child) {
+  if (child != nullptr) {
+    MapCowViews(parent, *child);
+    std::vector<MmId> unseen;
+    freezer_.OnFork(parent, *child, &unseen);
+    for (const MmId mm : unseen) {
+      LoseFor(mm, absl::StrCat("process ", parent.pid, " forked before it could be frozen"));
+    }
+  } else {
+    for (const MmId mm : live_.all()) {
+      if (MapsFile(parent.id, mm)) LoseFor(mm, "a forked process is not watched");
+    }
+  }
+  while (!parent.cow_forks.empty()) DropCowFork(parent, parent.cow_forks.front().va);
+}
+
+void Snapshots::MapCowViews(Guest& parent, Guest& child) {
+  for (const CowFork& fork : parent.cow_forks) {
+    const MmId source = cow_.SourceOf(fork.snapshot);
+    std::vector<RegionSpec> specs;
+    tables_->ForEachRegion(parent.id, [&](const Region& region) {
+      if (!(region.mm == source) || region.va < fork.va || region.va >= fork.end) return;
+      RegionSpec spec;
+      spec.va = region.va;
+      spec.length = PagesBetween(region.va, std::min(region.end(), fork.end));
+      spec.mm = fork.snapshot;
+      spec.file_page = region.file_page;
+      spec.access = region.access;
+      spec.flags = kView | kViewWritable;
+      specs.push_back(spec);
+    });
+    for (const RegionSpec& spec : specs) {
+      // Without a record of it the child's touches are denied, and it reads what is not its own.
+      if (tables_->MapRegion(child.id, spec) != TableStatus::kOk) {
+        LoseFor(source, "the pager's tables are full");
+      }
+    }
+  }
+}
+
+bool Snapshots::MapsFile(GuestId guest, MmId mm) const {
+  bool maps = false;
+  tables_->ForEachRegion(guest, [&](const Region& region) { maps = maps || region.mm == mm; });
+  return maps;
+}
+
+void Snapshots::OnAttach(Guest& guest) {
+  std::vector<MmId> views;
+  tables_->ForEachRegion(guest.id, [&](const Region& region) {
+    if ((region.flags & kView) != 0) views.push_back(region.mm);
+  });
+  for (const MmId view : views) HoldView(guest, view);
+  freezer_.OnAttach(guest);
+}
+
+Snapshots::Frozen Snapshots::OnMapped(Guest& guest, MmId mm) {
+  if (!IsFrozen(mm)) return Frozen::kNo;
+  freezer_.OnMapped(guest, mm);
+  return Frozen::kYes;
+}
+
+// A process that lives on writes unseen when its userfaultfd is closed; its agent waits with that
+// until the life pipe says that no view is left.
+void Snapshots::OnLeaving(const Guest& guest) {
+  if (!any()) return;
+  for (const MmId mm : live_.all()) {
+    std::optional<Region> frozen;
+    tables_->ForEachRegion(guest.id, [&](const Region& region) {
+      if (region.mm == mm && (region.flags & kPrivate) == 0) frozen = region;
+    });
+    const LiveFile* file = live_.Find(mm);
+    if (!frozen.has_value() || file == nullptr) continue;
+    const uint64_t unit = file->backing->kind() == FrameKind::kHugetlb ? kBlockSize : kPageSize;
+    const bool gone = guest.uffd.fd.ok() &&
+                      UffdAddressSpace(guest.uffd.fd.get(), frozen->va.value(), unit) == Alive::kNo;
+    if (gone) continue;
+    LoseFor(mm, guest.pid != 0 ? absl::StrCat("process ", guest.pid, " left hostmm")
+                               : "a forked process did not attach");
+    freezer_.OnLeft(mm);
+  }
+}
+
+void Snapshots::OnGone(Guest& guest) {
+  while (!guest.cow_forks.empty()) DropCowFork(guest, guest.cow_forks.front().va);
+  views_.OnGuestGone(guest.id);
+  orders_.OnGuestGone(guest.id);
+  freezer_.OnGuestGone(guest.id);
+}
+
+Freezer::Park Snapshots::Park(const FaultEvent& event) {
+  const std::optional<Region> region = tables_->FindRegion(event.guest, event.addr);
+  if (!region.has_value()) return Freezer::Park::kNo;
+  return freezer_.ParkFault(region->mm, event);
+}
+
+}  // namespace hostmm

@@ -1,0 +1,308 @@
+// The protocol of a freeze, with real userfaultfds of this process and agents that the test plays.
+#include "runtime/snapshot/snapshots.h"
+
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <array>
+#include <cerrno>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <utility>
+
+#include "runtime/session_fixture.h"
+#include "tests/testing/scoped_mapping.h"
+#include "tests/testing/skip.h"
+#include "tests/testing/test_uffd.h"
+
+namespace hostmm {
+namespace {
+
+using protocol::Kind;
+using protocol::Message;
+using protocol::OrderOp;
+using protocol::Status;
+
+// A named region, mapped by each guest at a place of its own in this process.
+class SnapshotsTest : public SessionFixture {
+ protected:
+  struct Window {
+    Guest* guest = nullptr;
+    test::ScopedMapping memory;
+    uint64_t va() const { return reinterpret_cast<uint64_t>(memory.data()); }
+  };
+
+  void SetUp() override {
+    HOSTMM_SKIP_IF(test::WhyNoUserfaultfd());
+    names_.push_back("live");
+  }
+
+  // Handles that the test has closed are seen by the loop.
+  void TearDown() override {
+    file_.reset();
+    while (!ids_.empty()) EndGuest(*guests_.Find(ids_.back()));
+    RunUntil(loop_.get(), [this] { return segment_.reader().Pools().mms <= names_.size(); });
+    SessionFixture::TearDown();
+  }
+
+  Guest& NewProcess() {
+    Guest& guest = NewOptInGuest();
+    const test::TestUffd uffd = test::TestUffd::Open(UFFD_FEATURE_MISSING_SHMEM);
+    guest.uffd.fd.reset(dup(uffd.fd()));
+    guest.pid = getpid();
+    return guest;
+  }
+
+  // Maps it in the guest, as the library does.
+  Window Map(Guest& guest) {
+    Message open = NewPacket(Kind::kOpenName);
+    open.length = kRegion;
+    open.value[0] = O_RDWR | O_CREAT;
+    open.value[1] = 0600;
+    strcpy(open.text, "live");
+    EXPECT_EQ(StatusOf(guest, open), Status::kOk);
+    Window window;
+    window.guest = &guest;
+    window.memory = test::ScopedMapping::SharedFile(file_.get(), kRegion);
+    Message adopt = Ranged(Kind::kAdopt, window.va(), kRegion);
+    adopt.value[0] = static_cast<uint64_t>(protocol::AdoptSource::kFile);
+    const std::optional<Message> answer = Ask(guest, adopt, std::move(file_));
+    EXPECT_EQ(answer->value[0], static_cast<uint64_t>(protocol::Adopted::kOwn));
+    frozen_answer_ = answer->value[1];
+    mm_ = {answer->mm.slot, answer->mm.generation};
+    return window;
+  }
+  Window NewWindow() { return Map(NewProcess()); }
+
+  UniqueFd AskForSnapshot(const Window& window) {
+    Message take = NewPacket(Kind::kTakeSnapshot);
+    take.va = window.va();
+    return Send(*window.guest, take);
+  }
+  // The next order of that kind that the guest's agent finds.
+  std::optional<Message> NextOrder(const Guest& guest, OrderOp op) {
+    while (std::optional<Message> next = AgentOf(guest).Next()) {
+      if (next->op == op) return next;
+    }
+    return std::nullopt;
+  }
+  // As the agent does when it has zapped.
+  void SayFrozen(Guest& guest, const Message& freeze) {
+    Message done = NewPacket(Kind::kFreezeDone);
+    done.mm = freeze.mm;
+    done.order = freeze.order;
+    Note(guest, done);
+  }
+  void CarryOutFreeze(Guest& guest) {
+    const std::optional<Message> freeze = NextOrder(guest, OrderOp::kFreeze);
+    ASSERT_TRUE(freeze.has_value());
+    SayFrozen(guest, *freeze);
+  }
+  // A snapshot of what all windows map, taken; `file_` is its handle.
+  UniqueFd TakeOne(const Window& window) {
+    const UniqueFd reply = AskForSnapshot(window);
+    CarryOutFreeze(*window.guest);
+    EXPECT_EQ(AnswerOn(reply)->status, Status::kOk);
+    return std::move(file_);
+  }
+  static Message AskHandle(const UniqueFd& handle, Message ask, EventLoop* loop) {
+    std::array<int, 2> ends;
+    EXPECT_EQ(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends.data()), 0);
+    const UniqueFd near(ends[0]);
+    EXPECT_EQ(SendPacket(handle.get(), ask, ends[1]), SendResult::kSent);
+    close(ends[1]);
+    Packet answer;
+    RunUntil(loop, [&] { return ReceivePacket(near.get(), &answer) == ReceiveResult::kPacket; });
+    return answer.message;
+  }
+  template <class Condition>
+  static void RunUntil(EventLoop* loop, Condition condition) {
+    int turns = 0;
+    bool met = false;
+    loop->SetTick(absl::Milliseconds(5), [&] {
+      met = condition();
+      if (met || ++turns > 1000) loop->Stop();
+    });
+    EXPECT_TRUE(loop->Run().ok());
+    EXPECT_TRUE(met);
+  }
+  bool IsFrozen() const { return snapshots_.IsFrozen(mm_); }
+
+  MmId mm_;
+  uint64_t frozen_answer_ = 0;
+};
+
+TEST_F(SnapshotsTest, IsTakenWhenTheLastAgentHasZapped) {
+  const Window first = NewWindow();
+  const Window second = NewWindow();
+  const UniqueFd reply = AskForSnapshot(first);
+  CarryOutFreeze(*first.guest);
+  EXPECT_FALSE(AnswerOn(reply).has_value());
+  CarryOutFreeze(*second.guest);
+  const std::optional<Message> answer = AnswerOn(reply);
+  ASSERT_TRUE(answer.has_value());
+  EXPECT_EQ(answer->status, Status::kOk);
+  EXPECT_EQ(answer->length, kRegion);
+  EXPECT_EQ(answer->value[0], kPageSize);
+  EXPECT_TRUE(file_.ok());
+  EXPECT_TRUE(IsFrozen());
+}
+
+TEST_F(SnapshotsTest, FaultsWaitUntilAllAreFrozen) {
+  const Window window = NewWindow();
+  const FaultEvent event{window.guest->id, GuestAddr(window.va()), Access::kWrite,
+                         FaultKind::kMinor};
+  EXPECT_EQ(snapshots_.Park(event), Freezer::Park::kNo);
+  int resumed = 0;
+  snapshots_.SetResume([&](const FaultEvent&) { ++resumed; });
+  const UniqueFd reply = AskForSnapshot(window);
+  EXPECT_EQ(snapshots_.Park(event), Freezer::Park::kYes);
+  CarryOutFreeze(*window.guest);
+  EXPECT_EQ(resumed, 1);
+  EXPECT_EQ(snapshots_.Park(event), Freezer::Park::kNo);
+}
+
+TEST_F(SnapshotsTest, OnlyTheAnswerToThisFreezeCounts) {
+  const Window window = NewWindow();
+  const UniqueFd reply = AskForSnapshot(window);
+  std::optional<Message> freeze = NextOrder(*window.guest, OrderOp::kFreeze);
+  ASSERT_TRUE(freeze.has_value());
+  Message other = *freeze;
+  other.order += 1;
+  SayFrozen(*window.guest, other);
+  other = *freeze;
+  other.mm.generation += 1;
+  SayFrozen(*window.guest, other);
+  EXPECT_FALSE(AnswerOn(reply).has_value());
+  SayFrozen(*window.guest, *freeze);
+  EXPECT_TRUE(AnswerOn(reply).has_value());
+}
+
+TEST_F(SnapshotsTest, AChildThatIsForkedBeforeItsParentIsFrozenIsAMember) {
+  const Window window = NewWindow();
+  const UniqueFd reply = AskForSnapshot(window);
+  std::array<int, 2> ends;
+  ASSERT_EQ(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends.data()), 0);
+  const UniqueFd childs_end(ends[0]);
+  Packet intent;
+  intent.message = NewPacket(Kind::kForkIntent);
+  intent.fds[0].reset(ends[1]);
+  session_.OnPacket(*window.guest, std::move(intent));
+  CarryOutFreeze(*window.guest);
+  EXPECT_FALSE(AnswerOn(reply).has_value());
+  ASSERT_EQ(children_.size(), 1u);
+  EndGuest(*guests_.Find(children_[0]));
+  EXPECT_TRUE(AnswerOn(reply).has_value());
+}
+
+TEST_F(SnapshotsTest, AChildThatIsForkedLaterIsNot) {
+  const Window first = NewWindow();
+  const Window second = NewWindow();
+  const UniqueFd reply = AskForSnapshot(first);
+  CarryOutFreeze(*first.guest);
+  std::array<int, 2> ends;
+  ASSERT_EQ(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends.data()), 0);
+  const UniqueFd childs_end(ends[0]);
+  Packet intent;
+  intent.message = NewPacket(Kind::kForkIntent);
+  intent.fds[0].reset(ends[1]);
+  session_.OnPacket(*first.guest, std::move(intent));
+  CarryOutFreeze(*second.guest);
+  const std::optional<Message> answer = AnswerOn(reply);
+  ASSERT_TRUE(answer.has_value());
+  EXPECT_EQ(answer->status, Status::kOk);
+}
+
+TEST_F(SnapshotsTest, ALateAgentIsWriteProtectedFromOutside) {
+  const Window window = NewWindow();
+  const UniqueFd reply = AskForSnapshot(window);
+  for (int tick = 0; tick < 3; ++tick) snapshots_.Tick();
+  const std::optional<Message> answer = AnswerOn(reply);
+  ASSERT_TRUE(answer.has_value());
+  EXPECT_EQ(answer->status, Status::kOk);
+}
+
+TEST_F(SnapshotsTest, WhoForksBeforeItKnowsLosesTheSnapshot) {
+  const Window window = NewWindow();
+  const UniqueFd reply = AskForSnapshot(window);
+  for (int tick = 0; tick < 3; ++tick) snapshots_.Tick();
+  ASSERT_TRUE(AnswerOn(reply).has_value());
+  const UniqueFd handle = std::move(file_);
+  std::array<int, 2> ends;
+  ASSERT_EQ(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends.data()), 0);
+  const UniqueFd childs_end(ends[0]);
+  Packet intent;
+  intent.message = NewPacket(Kind::kForkIntent);
+  intent.fds[0].reset(ends[1]);
+  session_.OnPacket(*window.guest, std::move(intent));
+  const Message info = AskHandle(handle, NewPacket(Kind::kSnapshotInfo), loop_.get());
+  EXPECT_EQ(info.status, Status::kFailed);
+  EXPECT_EQ(info.value[1], uint64_t{EIO});
+  EXPECT_NE(std::string(info.text).find("forked"), std::string::npos) << info.text;
+  EXPECT_FALSE(IsFrozen());
+}
+
+TEST_F(SnapshotsTest, ItIsThawedWhenTheLastHandleIsClosed) {
+  const Window window = NewWindow();
+  UniqueFd first = TakeOne(window);
+  UniqueFd second = TakeOne(window);
+  const Message info = AskHandle(first, NewPacket(Kind::kSnapshotInfo), loop_.get());
+  EXPECT_EQ(info.status, Status::kOk);
+  EXPECT_EQ(info.length, kRegion);
+  first.reset();
+  EXPECT_TRUE(IsFrozen());
+  second.reset();
+  RunUntil(loop_.get(), [&] { return !IsFrozen(); });
+  EXPECT_TRUE(NextOrder(*window.guest, OrderOp::kThaw).has_value());
+}
+
+TEST_F(SnapshotsTest, WhoMapsItLaterIsTold) {
+  const Window window = NewWindow();
+  const UniqueFd handle = TakeOne(window);
+  EXPECT_EQ(frozen_answer_, 0u);
+  const Window later = NewWindow();
+  EXPECT_EQ(frozen_answer_, 1u);
+  EXPECT_TRUE(NextOrder(*later.guest, OrderOp::kFreeze).has_value());
+}
+
+TEST_F(SnapshotsTest, AProcessThatLeavesAliveLosesThem) {
+  const Window window = NewWindow();
+  const UniqueFd handle = TakeOne(window);
+  EndGuest(*window.guest);
+  const Message info = AskHandle(handle, NewPacket(Kind::kSnapshotInfo), loop_.get());
+  EXPECT_EQ(info.value[1], uint64_t{EIO});
+  EXPECT_NE(std::string(info.text).find("left"), std::string::npos) << info.text;
+}
+
+TEST_F(SnapshotsTest, RefusesWhatCannotBeFrozen) {
+  const Window window = NewWindow();
+  window.guest->has_agent = false;
+  const std::optional<Message> answer = AnswerOn(AskForSnapshot(window));
+  ASSERT_TRUE(answer.has_value());
+  EXPECT_EQ(answer->value[1], uint64_t{ENOTSUP});
+  EXPECT_NE(std::string(answer->text).find("agent"), std::string::npos);
+  EXPECT_FALSE(IsFrozen());
+  Message nowhere = NewPacket(Kind::kTakeSnapshot);
+  nowhere.va = kVa;
+  EXPECT_EQ(Ask(*window.guest, nowhere)->value[1], uint64_t{ENOMEM});
+}
+
+TEST_F(SnapshotsTest, RefusesWhatIsNoHandle) {
+  const Window window = NewWindow();
+  std::array<int, 2> ends;
+  ASSERT_EQ(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends.data()), 0);
+  const UniqueFd other(ends[1]);
+  for (const Kind kind : {Kind::kViewFile, Kind::kMapView}) {
+    Message ask = Ranged(kind, kVa, kRegion);
+    EXPECT_EQ(Ask(*window.guest, ask)->value[1], uint64_t{EBADF});
+    EXPECT_EQ(Ask(*window.guest, ask, UniqueFd(dup(ends[0])))->value[1], uint64_t{EBADF});
+  }
+  close(ends[0]);
+}
+
+}  // namespace
+}  // namespace hostmm

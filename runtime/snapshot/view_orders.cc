@@ -1,0 +1,72 @@
+#include "runtime/snapshot/view_orders.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace hostmm {
+namespace {
+
+// 2 s: somebody else's write waits for it. An agent needs microseconds; one that is late for so
+// long is stopped, or its program holds the lock that it wants.
+constexpr uint32_t kPatienceTicks = 8;
+
+}  // namespace
+
+void ViewOrders::Send(const std::vector<Item>& items, Done done, const Each& each) {
+  const uint64_t number = next_++;
+  Group& group = groups_[number];
+  group.done = std::move(done);
+  for (const Item& item : items) {
+    if (guests_->Find(item.guest) != nullptr) group.waiting.push_back(item.guest);
+  }
+  for (const Item& item : items) {
+    Guest* guest = guests_->Find(item.guest);
+    if (guest == nullptr) continue;
+    const auto answered = [this, number, each, id = item.guest](const protocol::Message&) {
+      if (each) each(id);
+      OnAnswer(number, id);
+    };
+    orders_->Queue(*guest, item.order, answered);
+  }
+  EndIfLast(number);
+}
+
+void ViewOrders::OnAnswer(uint64_t number, GuestId guest) {
+  const auto it = groups_.find(number);
+  if (it == groups_.end()) return;
+  const auto one = std::ranges::find(it->second.waiting, guest);
+  if (one != it->second.waiting.end()) it->second.waiting.erase(one);
+  EndIfLast(number);
+}
+
+void ViewOrders::EndIfLast(uint64_t number) {
+  const auto it = groups_.find(number);
+  if (it != groups_.end() && it->second.waiting.empty()) Finish(number, End::kAllDone);
+}
+
+void ViewOrders::Finish(uint64_t number, End end) {
+  const auto it = groups_.find(number);
+  const Done done = std::move(it->second.done);
+  groups_.erase(it);
+  done(end);
+}
+
+void ViewOrders::OnGuestGone(GuestId guest) {
+  std::vector<uint64_t> numbers;
+  for (auto& [number, group] : groups_) {
+    if (std::erase(group.waiting, guest) != 0) numbers.push_back(number);
+  }
+  for (const uint64_t number : numbers) EndIfLast(number);
+}
+
+void ViewOrders::Tick() {
+  std::vector<uint64_t> late;
+  for (auto& [number, group] : groups_) {
+    if (++group.ticks > kPatienceTicks) late.push_back(number);
+  }
+  for (const uint64_t number : late) {
+    if (groups_.contains(number)) Finish(number, End::kSomeLate);
+  }
+}
+
+}  // namespace hostmm
