@@ -129,12 +129,14 @@ enum class Kind : uint32_t {
                   //   kForkIntent's child has a view there. Answer: mm; fd: the file, read-only
   kRemove,        // ? va, length: MADV_REMOVE of frozen memory, done by the pager
   // On a snapshot's handle.
-  kSnapshotInfo = 24,  // ? Answer: length, offset = bytes of pre-images held, mm = id, value[0] =
+  kSnapshotInfo = 24,  // ? Answer: va = unit, length, offset = bytes of pre-images held, mm = id, value[0] =
                        //   pages copied, value[1] = views. A lost snapshot: kFailed, EIO, text = why
-  kExport,             // ? value[0] = bytes of the image that stand in the file already (resume),
-                       //   second fd: the image, third fd: progress pipe or none, fourth fd: handle of
-                       //   the earlier snapshot of an incremental image. Answer, when it is written:
-                       //   length = bytes of the image, value[0] = data pages. kFailed: value[1]
+  kExport,             // ? offset = where in the file the image begins, or ~0: it is written as a
+                       //   stream (a pipe, O_APPEND); value[0] = bytes of it that are there already
+                       //   (resume). Second fd: the image; then, each if wanted, a progress pipe and
+                       //   the handle of the earlier snapshot of an incremental image. Answer, when it
+                       //   is written: length = bytes of the image, value[0] = data pages. kFailed:
+                       //   value[1]
   kKeep,               // ? text = name: the snapshot lives on under that name. Refused: value[1] = errno
   // A tool connects, says one of these, and is answered.
   kSnapshotOf = 30,    // ? text = name of a region, or "#N" for the file N of `hostmm dump`, or "@NAME"
@@ -209,12 +211,12 @@ enum class OrderOp : uint32_t {
   // answered.
   kThaw,
   // Zap the pages of the block at `va` whose bits are set in text[0..63] (512 bits, lowest first) in
-  // a view. Answered by kOrderDone.
+  // a view of `mm`. Answered by kOrderDone.
   kZapPages,
   // The view at [va, va+length) is lost: every access to it is to be SIGBUS. Answered by kOrderDone.
   kLoseView,
-  // fd: a write end of the life pipe of `mm`. Kept until the guest has no view of it: when the
-  // channel ends, views are lost first. Not answered.
+  // fd: a write end of the life pipe of `mm`, a snapshot. Kept until the guest has no view of it: when
+  // the channel ends, views are lost first. Without a descriptor: let go of it. Not answered.
   kHoldLife,
 };
 

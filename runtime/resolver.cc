@@ -251,7 +251,9 @@ UffdResult Resolver::MapPresent(const Guest& guest, const FaultDecision& decisio
   }
   const int uffd = guest.uffd.fd.get();
   const auto protect = decision.write_protect ? WriteProtected::kYes : WriteProtected::kNo;
-  const UffdResult result = UffdContinue(uffd, page.value(), end - page.value(), protect);
+  const uint64_t unit = decision.grain == Grain::kHuge ? kBlockSize : kPageSize;
+  const UffdResult result =
+      UffdContinueWindow(uffd, page.value(), end - page.value(), unit, protect);
   if (result != UffdResult::kDone && result != UffdResult::kPartial) return result;
   if (begin < page.value()) UffdContinue(uffd, begin, page.value() - begin, protect);
   return UffdResult::kDone;

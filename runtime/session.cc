@@ -363,6 +363,7 @@ void Session::Release(Guest& guest, GuestAddr va, PageCount length) {
   tables_->UnmapRange(guest.id, va, length, &released);
   files_->Release(released);
   opt_in_->Leave(guest, gone);
+  snapshots_->OnUnmapped(guest, gone);
 }
 
 // What the guest's faults there are then sent to us. A refusal (another userfaultfd has the range)

@@ -61,6 +61,13 @@ UffdResult UffdContinue(int uffd, uint64_t va, uint64_t bytes, WriteProtected pr
   return FromErrno(errno);
 }
 
+UffdResult UffdContinueWindow(int uffd, uint64_t va, uint64_t bytes, uint64_t unit,
+                              WriteProtected protect) {
+  const UffdResult result = UffdContinue(uffd, va, bytes, protect);
+  if (result != UffdResult::kGuestGone || bytes <= unit) return result;
+  return UffdContinue(uffd, va, unit, protect);
+}
+
 UffdResult UffdWriteProtect(int uffd, uint64_t va, uint64_t bytes, WriteProtected protect) {
   const uint64_t mode = protect == WriteProtected::kYes ? UFFDIO_WRITEPROTECT_MODE_WP : 0;
   uffdio_writeprotect request = {.range = {.start = va, .len = bytes}, .mode = mode};

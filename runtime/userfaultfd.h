@@ -36,6 +36,10 @@ UffdResult UffdWake(int uffd, uint64_t va, uint64_t bytes);
 enum class WriteProtected : uint8_t { kNo, kYes };
 UffdResult UffdContinue(int uffd, uint64_t va, uint64_t bytes,
                         WriteProtected protect = WriteProtected::kNo);
+// The same for a window around what is waited for: if the kernel has the window as several mappings,
+// of which it maps nothing then, the first `unit` bytes alone.
+UffdResult UffdContinueWindow(int uffd, uint64_t va, uint64_t bytes, uint64_t unit,
+                              WriteProtected protect);
 // Write-protects what is mapped in the range, and what will be, or lifts that and wakes. Errors:
 // kGuestGone, kRefused (not registered with MODE_WP).
 UffdResult UffdWriteProtect(int uffd, uint64_t va, uint64_t bytes, WriteProtected protect);

@@ -14,11 +14,13 @@
 
 #include "runtime/cli/doctor.h"
 #include "runtime/cli/help.h"
+#include "runtime/cli/image_command.h"
 #include "runtime/cli/inspect_command.h"
 #include "runtime/cli/options.h"
 #include "runtime/cli/preload_library.h"
 #include "runtime/cli/run_command.h"
 #include "runtime/cli/service_command.h"
+#include "runtime/cli/snapshot_command.h"
 #include "runtime/cli/version.h"
 
 namespace hostmm {
@@ -84,6 +86,8 @@ class Dispatcher {
   int operator()(const ServiceOptions& options) const { return RunService(options, pager_); }
   int operator()(const DoctorOptions& options) const { return RunDoctor(options); }
   int operator()(const InspectOptions& options) const { return RunInspect(options); }
+  int operator()(const SnapshotOptions& options) const { return RunSnapshot(options); }
+  int operator()(const ImageOptions& options) const { return RunImage(options); }
   int operator()(const HelpOptions& options) const { return PrintHelp(options); }
   int operator()(const VersionOptions&) const { return PrintVersion(); }
 

@@ -30,6 +30,12 @@ constexpr auto kMeanings = std::to_array<ExitStatusMeaning>({
     {ExitStatus::kNoSuchDirectory, "the directory of the socket does not exist or cannot be used"},
     {ExitStatus::kSegmentBusy,
      "check: the pager changed its tables during every attempt to read them"},
+    {ExitStatus::kNoSuchRegion, "snapshot: the pager has no region or kept snapshot of that name"},
+    {ExitStatus::kSnapshotFailed,
+     "snapshot: it could not be taken, or was lost while it was written"},
+    {ExitStatus::kImageNotWritten, "snapshot, image: the file could not be written"},
+    {ExitStatus::kBadImage,
+     "image, snapshot: a file is no image, damaged, not whole, or does not fit"},
     {ExitStatus::kNotExecutable, "run: the command was found but cannot be executed"},
     {ExitStatus::kNotFound, "run: the command was not found"},
 });

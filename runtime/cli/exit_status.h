@@ -31,6 +31,10 @@ enum class ExitStatus : int {
   kBadSegment = 76,
   kNoSuchDirectory = 77,
   kSegmentBusy = 78,
+  kNoSuchRegion = 79,
+  kSnapshotFailed = 80,
+  kImageNotWritten = 81,
+  kBadImage = 82,
   kNotExecutable = 126,
   kNotFound = 127,
 };

@@ -34,7 +34,8 @@ TEST(ExitStatusTest, CodesOfAPagerAreReadBack) {
 }
 
 TEST(HelpTest, HasAPageForEverySubcommandAndNoOther) {
-  for (const char* topic : {"", "run", "pager", "doctor", "stats", "dump", "check", "status"}) {
+  for (const char* topic :
+       {"", "run", "pager", "doctor", "stats", "dump", "check", "snapshot", "image", "status"}) {
     ASSERT_TRUE(HelpText(topic).has_value()) << topic;
     EXPECT_EQ(HelpText(topic)->back(), '\n');
   }

@@ -16,6 +16,8 @@ constexpr char kOverview[] =
   hostmm stats [--json] [--pager PATH]   what a pager manages, and what that saves
   hostmm dump [--pager PATH]             its guests and regions, as in /proc/PID/maps
   hostmm check [--pager PATH]            the invariants of its tables
+  hostmm snapshot REGION FILE            an image of a region as it is now, while programs go on
+  hostmm image FILE...                   checks images, and says what they are of
   hostmm help [SUBCOMMAND | status]      more about one of them, or about the exit statuses
   hostmm --version
 )";
@@ -82,15 +84,52 @@ constexpr char kDump[] =
 A line per guest and one per region, in the form of /proc/PID/maps:
   guest SLOT.GENERATION pid PID uid UID regions N page-tables N kB
   START-END rwxs OFFSET FILE:FRAMES NAME
-The fourth letter: - did not opt in, s MAP_SHARED_PT, d dedicated, p private (read-only). FRAMES:
-huge, hugetlb, base; adopted: a file of the program's own in memory; foreign: a file on a disk, whose
-tables are not shared. NAME: of a named region its name, else the program that made the file.
+The fourth letter: - did not opt in, s MAP_SHARED_PT, d dedicated, p private (read-only), c private
+copy-on-write, v a view of a snapshot. FRAMES: huge, hugetlb, base; adopted: a file of the program's
+own in memory; foreign: a file on a disk, whose tables are not shared; snapshot. NAME: of a named region its name, else the program that made the file.
 )";
 
 constexpr char kCheck[] =
     R"(hostmm check [--pager SOCKET]
 
 Walks the tables of the running pager and checks every invariant. Exit status: 0 all hold, 1 not.
+)";
+
+constexpr char kSnapshot[] =
+    R"(hostmm snapshot REGION FILE [options]
+hostmm snapshot --drop NAME
+
+Takes a snapshot of a region of the pager at SOCKET ($HOSTMM_SOCKET by default) and writes it to
+FILE, while the programs that use the region go on. FILE must not exist, is made for its owner only,
+and is on the disk when hostmm ends; '-' is standard output.
+
+REGION is the name of a named region, #N for the file N.x of 'hostmm dump', or @NAME for a snapshot
+that was kept.
+
+  --pager SOCKET           the pager
+  --keep NAME              the snapshot lives on as @NAME until --drop, for what follows; until then
+                           each page that is written for the first time is copied
+  --incremental-from NAME  only what has changed since the kept snapshot NAME of the same region
+  --resume                 go on with FILE, which was interrupted: REGION is @NAME of its snapshot
+  --drop NAME              forget the kept snapshot
+  --quiet                  no progress on the terminal, no line at the end
+
+For a chain of backups:
+  hostmm snapshot buffers full.img --keep mon
+  hostmm snapshot buffers tue.img --keep tue --incremental-from mon && hostmm snapshot --drop mon
+  hostmm image full.img tue.img --to buffers.raw
+)";
+
+constexpr char kImage[] =
+    R"(hostmm image FILE... [--to RAW]
+
+Reads images that 'hostmm snapshot' has written, checks all of them, and says a line about each. '-'
+is standard input.
+
+  --to RAW   writes the memory itself to RAW, a new file with holes for zeros: FILE... are a full
+             image and then the incremental ones based on it, each on the one before
+
+Exit status: 0 all are whole, 82 one is not.
 )";
 
 std::string StatusPage() {
@@ -114,6 +153,8 @@ std::optional<std::string> HelpText(std::string_view topic) {
   if (topic == "stats") return kStats;
   if (topic == "dump") return kDump;
   if (topic == "check") return kCheck;
+  if (topic == "snapshot") return kSnapshot;
+  if (topic == "image") return kImage;
   if (topic == "status") return StatusPage();
   return std::nullopt;
 }

@@ -48,6 +48,8 @@ std::string GuestLine(const GuestRow& guest) {
 }
 
 char ShareLetter(const Region& region) {
+  if ((region.flags & kView) != 0) return 'v';
+  if ((region.flags & kCow) != 0) return 'c';
   if ((region.flags & kPrivate) != 0) return 'p';
   switch (ShareModeOf(region)) {
     case ShareMode::kUnshare:

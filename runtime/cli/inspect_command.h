@@ -23,8 +23,9 @@ std::string StatsJson(const Snapshot& snapshot, const std::string& pager);
 //   guest 3.1 pid 4242 uid 105 regions 1 page-tables 96 kB
 //   7f2a40000000-7f2b40000000 rw-- 00000000 1.1:huge shared_buffers
 // Fields as in /proc/PID/maps; the offset is hexadecimal bytes in the file. "s" is a region of
-// MAP_SHARED_PT, "d" a dedicated one, "p" a private one, "-" one that did not opt in. The number
-// before the frames is the file's id in the host mm.
+// MAP_SHARED_PT, "d" a dedicated one, "p" a private one, "c" a private copy-on-write one, "v" a
+// view of a snapshot, "-" one that did not opt in. The number before the frames is the file's id in
+// the host mm.
 std::string DumpText(const Snapshot& snapshot);
 
 }  // namespace hostmm

@@ -2,6 +2,7 @@
 
 #include <sys/un.h>
 
+#include <algorithm>
 #include <array>
 #include <charconv>
 #include <functional>
@@ -9,6 +10,9 @@
 
 namespace hostmm {
 namespace {
+
+// protocol::Message::text without its NUL.
+constexpr size_t kMaxNameBytes = 63;
 
 struct NamedFrames {
   std::string_view name;
@@ -87,6 +91,23 @@ ParsedWords ApplyRules(std::span<const std::string> args, std::span<const Option
   }
   parsed.rest.assign(args.begin() + static_cast<ptrdiff_t>(i), args.end());
   return parsed;
+}
+
+// As ApplyRules, with options between and behind the words, up to "--".
+ParsedWords ApplyRulesAnywhere(std::span<const std::string> args, std::span<const OptionRule> rules,
+                               std::string_view subcommand) {
+  const auto dashes = std::ranges::find(args, "--");
+  std::span<const std::string> left(args.begin(), dashes);
+  ParsedWords all;
+  for (;;) {
+    ParsedWords parsed = ApplyRules(left, rules, subcommand);
+    if (parsed.failure.has_value() || parsed.help) return parsed;
+    if (parsed.rest.empty()) break;
+    left = left.last(parsed.rest.size() - 1);
+    all.rest.push_back(std::move(parsed.rest.front()));
+  }
+  if (dashes != args.end()) all.rest.insert(all.rest.end(), dashes + 1, args.end());
+  return all;
 }
 
 std::string Quoted(std::string_view value) { return "'" + std::string(value) + "'"; }
@@ -266,6 +287,100 @@ Result ParseInspect(std::span<const std::string> args, std::string_view subcomma
   return CommandLine(std::move(inspect));
 }
 
+// A name as the pager keeps it.
+std::string CheckName(std::string_view name) {
+  if (name.empty()) return "needs a name";
+  if (name.size() > kMaxNameBytes) return Quoted(name) + " is longer than 63 bytes";
+  if (name.find('/') != std::string_view::npos) return Quoted(name) + " has a '/' in it";
+  return "";
+}
+
+OptionRule NameRule(std::string_view option, std::string* name) {
+  return {option, OptionRule::Takes::kValue, [name](std::string_view value) -> std::string {
+            // "@NAME" is how a kept snapshot is written elsewhere.
+            if (value.starts_with('@')) value.remove_prefix(1);
+            std::string wrong = CheckName(value);
+            if (wrong.empty()) *name = value;
+            return wrong;
+          }};
+}
+
+// Why `region` can be no region; "": it can.
+std::string CheckRegion(std::string_view region) {
+  if (region.starts_with('@')) return CheckName(region.substr(1));
+  if (!region.starts_with('#')) return CheckName(region);
+  region.remove_prefix(1);
+  const bool digits = !region.empty() && region.size() < 10 &&
+                      region.find_first_not_of("0123456789") == std::string_view::npos;
+  return digits ? "" : "after '#' goes the number before the dot of a file in 'hostmm dump'";
+}
+
+std::optional<Failure> CheckSnapshotWords(const std::vector<std::string>& words,
+                                          SnapshotOptions* snapshot) {
+  constexpr std::string_view kTopic = "snapshot";
+  if (!snapshot->drop.empty()) {
+    if (!words.empty()) return Usage(words.front(), "unexpected word beside --drop", kTopic);
+    return std::nullopt;
+  }
+  if (words.size() < 2) return Usage(kTopic, "REGION and FILE are wanted", kTopic);
+  if (words.size() > 2) return Usage(words[2], "unexpected word", kTopic);
+  if (const std::string wrong = CheckRegion(words[0]); !wrong.empty()) {
+    return Usage(Quoted(words[0]), wrong, kTopic);
+  }
+  if (words[1].empty()) return Usage(kTopic, "the name of the file is empty", kTopic);
+  snapshot->region = words[0];
+  snapshot->file = words[1];
+  const bool is_kept = snapshot->region.starts_with('@');
+  if (snapshot->begin == SnapshotOptions::Begin::kResume) {
+    if (snapshot->file == "-") return Usage("--resume", "takes a file, not '-'", kTopic);
+    if (!is_kept) {
+      return Usage("--resume", "goes on with a snapshot that was kept: give @NAME as REGION",
+                   kTopic);
+    }
+  }
+  if (is_kept && !snapshot->keep.empty()) {
+    return Usage("--keep", snapshot->region + " is kept already", kTopic);
+  }
+  return std::nullopt;
+}
+
+Result ParseSnapshot(std::span<const std::string> args, std::string_view environment_socket) {
+  SnapshotOptions snapshot;
+  const OptionRule rules[] = {
+      TextRule("--pager", &snapshot.socket_path),
+      NameRule("--incremental-from", &snapshot.earlier),
+      NameRule("--keep", &snapshot.keep),
+      NameRule("--drop", &snapshot.drop),
+      FlagRule("--resume", &snapshot.begin, SnapshotOptions::Begin::kResume),
+      FlagRule("--quiet", &snapshot.verbosity, Verbosity::kQuiet),
+  };
+  const ParsedWords words = ApplyRulesAnywhere(args, rules, "snapshot");
+  if (words.failure.has_value()) return *words.failure;
+  if (words.help) return CommandLine(HelpOptions{"snapshot"});
+  if (auto failure = CheckSnapshotWords(words.rest, &snapshot)) return *failure;
+  if (snapshot.socket_path.empty()) snapshot.socket_path = environment_socket;
+  if (snapshot.socket_path.empty()) {
+    return Usage("snapshot", "which pager? give --pager SOCKET or set HOSTMM_SOCKET", "snapshot");
+  }
+  if (auto failure = CheckSocketPathLength(snapshot.socket_path)) return *failure;
+  return CommandLine(std::move(snapshot));
+}
+
+Result ParseImage(std::span<const std::string> args) {
+  ImageOptions image;
+  const OptionRule rules[] = {TextRule("--to", &image.raw)};
+  ParsedWords words = ApplyRulesAnywhere(args, rules, "image");
+  if (words.failure.has_value()) return *words.failure;
+  if (words.help) return CommandLine(HelpOptions{"image"});
+  if (words.rest.empty()) return Usage("image", "no FILE was given", "image");
+  for (const std::string& file : words.rest) {
+    if (file.empty()) return Usage("image", "the name of a file is empty", "image");
+  }
+  if (image.raw == "-") return Usage("--to", "takes a file, not '-': it has holes", "image");
+  image.files = std::move(words.rest);
+  return CommandLine(std::move(image));
+}
+
 Result ParseHelp(std::span<const std::string> args) {
   if (args.size() > 1) return Usage(args[1], "unexpected word", "");
   return CommandLine(HelpOptions{args.empty() ? "" : args.front()});
@@ -290,6 +405,8 @@ OrFailure<CommandLine> ParseCommandLine(std::span<const std::string> args,
   if (subcommand == "check") {
     return ParseInspect(rest, subcommand, Question::kCheck, environment_socket);
   }
+  if (subcommand == "snapshot") return ParseSnapshot(rest, environment_socket);
+  if (subcommand == "image") return ParseImage(rest);
   if (subcommand == "help" || subcommand == "--help" || subcommand == "-h") return ParseHelp(rest);
   if (subcommand == "version" || subcommand == "--version") {
     if (!rest.empty()) return Usage(rest.front(), "unexpected word", "");

@@ -3,7 +3,8 @@
 //
 // Form:   hostmm SUBCOMMAND [--option=VALUE | --option VALUE | --flag]... [-- command args...]
 //         The first word that is no option starts the command of `run`, so "--" is needed only
-//         before a command that begins with a dash. The last of several equal options counts.
+//         before a command that begins with a dash. Options of `snapshot` and `image` may stand
+//         behind their words too. The last of several equal options counts.
 // Units:  sizes in bytes, with k, m, g for powers of 1024.
 // Errors: a Failure of kUsage, kPathTooLong; the text names the option and the page of `hostmm
 // help`.
@@ -62,6 +63,22 @@ struct InspectOptions {  // hostmm stats, dump, check
   std::string socket_path;
 };
 
+struct SnapshotOptions {
+  std::string socket_path;
+  std::string region;   // a name, "#N", or "@NAME" of a kept snapshot; empty with `drop`
+  std::string file;     // "-": standard output
+  std::string earlier;  // name of the kept snapshot that an incremental image is based on, or empty
+  std::string keep;     // name under which the snapshot lives on, or empty
+  std::string drop;     // name of the kept snapshot that is to go, or empty
+  enum class Begin { kAnew, kResume } begin = Begin::kAnew;
+  Verbosity verbosity = Verbosity::kNormal;
+};
+
+struct ImageOptions {
+  std::vector<std::string> files;  // not empty; "-": standard input
+  std::string raw;                 // the file to be made of them, or empty
+};
+
 struct HelpOptions {
   std::string topic;  // empty: the overview
 };
@@ -69,10 +86,10 @@ struct HelpOptions {
 struct VersionOptions {};
 
 using CommandLine = std::variant<RunOptions, ServiceOptions, DoctorOptions, InspectOptions,
-                                 HelpOptions, VersionOptions>;
+                                 SnapshotOptions, ImageOptions, HelpOptions, VersionOptions>;
 
 // `args` without the program's name. `environment_socket` is $HOSTMM_SOCKET, empty when unset: the
-// pager that stats, dump and check ask when --pager is not given.
+// pager that stats, dump, check and snapshot ask when --pager is not given.
 OrFailure<CommandLine> ParseCommandLine(std::span<const std::string> args,
                                         std::string_view environment_socket);
 

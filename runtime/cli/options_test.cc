@@ -89,12 +89,43 @@ TEST(OptionsTest, InspectTakesItsSocketFromTheEnvironmentUnlessGiven) {
   EXPECT_EQ(Parse<InspectOptions>({"stats", "--json"}, "/run/env").format, OutputFormat::kJson);
 }
 
+TEST(OptionsTest, SnapshotTakesItsOptionsBeforeBetweenAndBehindItsWords) {
+  const auto snapshot =
+      Parse<SnapshotOptions>({"snapshot", "--pager=/run/x", "@mon", "--incremental-from", "@sun",
+                              "out.img", "--resume", "--quiet"});
+  EXPECT_EQ(snapshot.socket_path, "/run/x");
+  EXPECT_EQ(snapshot.region, "@mon");
+  EXPECT_EQ(snapshot.earlier, "sun");
+  EXPECT_EQ(snapshot.file, "out.img");
+  EXPECT_EQ(snapshot.begin, SnapshotOptions::Begin::kResume);
+  EXPECT_EQ(snapshot.verbosity, Verbosity::kQuiet);
+  EXPECT_EQ(snapshot.keep, "");
+  const auto kept = Parse<SnapshotOptions>({"snapshot", "#12", "-", "--keep=mon"}, "/run/env");
+  EXPECT_EQ(kept.socket_path, "/run/env");
+  EXPECT_EQ(kept.region, "#12");
+  EXPECT_EQ(kept.file, "-");
+  EXPECT_EQ(kept.keep, "mon");
+  EXPECT_EQ(kept.begin, SnapshotOptions::Begin::kAnew);
+  EXPECT_EQ(Parse<SnapshotOptions>({"snapshot", "--drop=mon"}, "/run/env").drop, "mon");
+  // Behind "--" nothing is an option.
+  EXPECT_EQ(Parse<SnapshotOptions>({"snapshot", "--", "-r", "--keep"}, "/run/env").file, "--keep");
+}
+
+TEST(OptionsTest, ImageTakesFilesAndMakesOne) {
+  const auto image = Parse<ImageOptions>({"image", "full", "--to", "raw", "tue"});
+  EXPECT_THAT(image.files, ElementsAre("full", "tue"));
+  EXPECT_EQ(image.raw, "raw");
+  EXPECT_EQ(Parse<ImageOptions>({"image", "-"}).raw, "");
+}
+
 TEST(OptionsTest, HelpFromEverywhere) {
   EXPECT_EQ(Parse<HelpOptions>({"help"}).topic, "");
   EXPECT_EQ(Parse<HelpOptions>({"--help"}).topic, "");
   EXPECT_EQ(Parse<HelpOptions>({"help", "run"}).topic, "run");
   EXPECT_EQ(Parse<HelpOptions>({"run", "--help"}).topic, "run");
   EXPECT_EQ(Parse<HelpOptions>({"stats", "-h"}).topic, "stats");
+  EXPECT_EQ(Parse<HelpOptions>({"snapshot", "a", "--help"}).topic, "snapshot");
+  EXPECT_EQ(Parse<HelpOptions>({"image", "-h"}).topic, "image");
   // Behind the command it is the command's.
   EXPECT_THAT(Parse<RunOptions>({"run", "ls", "--help"}).command, ElementsAre("ls", "--help"));
 }
@@ -142,6 +173,29 @@ TEST(OptionsTest, EveryBadLineNamesWhatIsWrong) {
       {{"stats"}, "which pager?"},
       {{"dump", "--json", "--pager=/run/x"}, "--json: unknown option"},
       {{"help", "run", "more"}, "more: unexpected word"},
+      {{"snapshot"}, "REGION and FILE"},
+      {{"snapshot", "r"}, "REGION and FILE"},
+      {{"snapshot", "r", "f"}, "which pager?"},
+      {{"snapshot", "r", "f", "g"}, "g: unexpected word"},
+      {{"snapshot", "r", "f", "--all"}, "--all: unknown option"},
+      {{"snapshot", "r", ""}, "file is empty"},
+      {{"snapshot", "a/b", "f"}, "has a '/'"},
+      {{"snapshot", "", "f"}, "needs a name"},
+      {{"snapshot", "@", "f"}, "needs a name"},
+      {{"snapshot", "#", "f"}, "number before the dot"},
+      {{"snapshot", "#1.1", "f"}, "number before the dot"},
+      {{"snapshot", std::string(64, 'x'), "f"}, "longer than 63"},
+      {{"snapshot", "r", "f", "--resume"}, "give @NAME"},
+      {{"snapshot", "@r", "-", "--resume"}, "takes a file"},
+      {{"snapshot", "@r", "f", "--keep=s"}, "kept already"},
+      {{"snapshot", "r", "f", "--keep=a/b"}, "has a '/'"},
+      {{"snapshot", "r", "f", "--keep="}, "needs a name"},
+      {{"snapshot", "r", "f", "--incremental-from"}, "needs a value"},
+      {{"snapshot", "--drop=r", "f"}, "unexpected word beside --drop"},
+      {{"image"}, "no FILE"},
+      {{"image", "--to=raw"}, "no FILE"},
+      {{"image", "f", "--to=-"}, "takes a file"},
+      {{"image", "f", ""}, "empty"},
   };
   for (const BadLine& line : lines) {
     const Failure failure = Refuse(line.words);
@@ -167,7 +221,8 @@ TEST(OptionsTest, SocketPathsThatDoNotFitAreRefusedEverywhere) {
   EXPECT_EQ(Parse<ServiceOptions>({"pager", "--socket", longest}).socket_path, longest);
   for (const Words& words :
        {Words{"pager", "--socket", too_long}, Words{"run", "--pager", too_long, "true"},
-        Words{"stats", "--pager", too_long}, Words{"check", "--pager", too_long}}) {
+        Words{"stats", "--pager", too_long}, Words{"check", "--pager", too_long},
+        Words{"snapshot", "r", "f", "--pager", too_long}}) {
     const Failure failure = Refuse(words);
     EXPECT_EQ(failure.status, ExitStatus::kPathTooLong);
     EXPECT_THAT(failure.text, HasSubstr("108 bytes"));

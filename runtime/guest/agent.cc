@@ -138,9 +138,11 @@ bool CarryOutUnanswered(const protocol::Message& order, const int* fds) {
       return true;
     case protocol::OrderOp::kThaw:
       Thaw(order);
+      ReleaseWithoutViews();
       return true;
     case protocol::OrderOp::kHoldLife:
       HoldLife(order, fds[0]);
+      ReleaseWithoutViews();
       return true;
     case protocol::OrderOp::kWatch:
       WatchBoard(g_channel.get(), order, fds);

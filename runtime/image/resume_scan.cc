@@ -1,125 +1,128 @@
-#include "runtime/image/image_format.h"
+#include "runtime/image/resume_scan.h"
 
-#define XXH_INLINE_ALL
-#include <xxhash.h>
-
+#include <algorithm>
+#include <cerrno>
 #include <cstring>
+#include <utility>
 
 namespace hostmm {
-namespace {
 
-static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__);
-
-template <class Part>
-uint64_t HashOf(const Part& part, uint64_t seed) {
-  static_assert(offsetof(Part, hash) == kImagePage - sizeof(uint64_t));
-  return ImageHash(&part, offsetof(Part, hash), seed);
-}
-
-bool IsZero(const uint8_t* bytes, size_t count) {
-  for (size_t i = 0; i < count; ++i) {
-    if (bytes[i] != 0) return false;
+std::shared_ptr<ResumeScan> ResumeScan::Start(EventLoop* loop, WorkerPool* workers,
+                                              const Place& place, const ImageHeader& expected,
+                                              Done done) {
+  std::shared_ptr<ResumeScan> scan(new ResumeScan(loop, workers, place, expected, std::move(done)));
+  if (!scan->memory_.ok()) {
+    scan->Fail(ENOMEM, "no memory to read the image");
+    return scan;
   }
-  return true;
+  scan->Read(scan->memory_.bytes().first(kImagePage), 0,
+             [scan](size_t got) { scan->OnHeader(got); });
+  return scan;
 }
 
-bool HeaderMakesSense(const ImageHeader& header) {
-  if (header.unit != kImagePage && header.unit != kImageBlock) return false;
-  if (header.length == 0 || header.length > kMaxImageLength) return false;
-  if (header.length % kImagePage != 0) return false;
-  if (header.id.sequence == 0 || header.name[sizeof(header.name) - 1] != '\0') return false;
-  if (!header.incremental()) return true;
-  return header.base.SameRegion(header.id) && header.base.sequence < header.id.sequence;
+ResumeScan::ResumeScan(EventLoop* loop, WorkerPool* workers, const Place& place,
+                       const ImageHeader& expected, Done done)
+    : loop_(loop),
+      workers_(workers),
+      place_(place),
+      expected_(expected),
+      done_(std::move(done)),
+      memory_(mmap(nullptr, kImagePage + kImageBlock, PROT_READ | PROT_WRITE,
+                   MAP_PRIVATE | MAP_ANONYMOUS, -1, 0),
+              kImagePage + kImageBlock) {}
+
+void ResumeScan::Cancel() {
+  cancelled_ = true;
+  loop_->Cancel(read_);
 }
 
-// The pages of `block` that the region has.
-PageBitmap PagesWithin(uint64_t length, uint64_t block) {
-  const uint64_t rest = length - block * kImageBlock;
-  if (rest >= kImageBlock) return PageBitmap::All();
-  return PageBitmap::FirstOnes(static_cast<uint32_t>(rest / kImagePage));
+void ResumeScan::Fail(int error, std::string why) {
+  found_ = Found();
+  found_.error = error;
+  found_.why = std::move(why);
+  Finish();
 }
 
-bool IsWithin(const PageBitmap& pages, const PageBitmap& within) {
-  for (size_t i = 0; i < kPagesOfBlock / 64; ++i) {
-    if ((pages.words[i] & ~within.words[i]) != 0) return false;
+void ResumeScan::Finish() {
+  memory_ = Mapping();
+  done_(found_);
+}
+
+void ResumeScan::Read(std::span<std::byte> to, uint64_t skip,
+                      std::function<void(size_t got)> then) {
+  const uint64_t offset = found_.position.bytes + skip;
+  const uint64_t there = place_.bytes > offset ? place_.bytes - offset : 0;
+  ReadMore(to.first(std::min<uint64_t>(to.size(), there)), place_.start + offset, 0,
+           std::move(then));
+}
+
+void ResumeScan::ReadMore(std::span<std::byte> to, uint64_t offset, size_t got,
+                          const std::function<void(size_t got)>& then) {
+  if (cancelled_) return Fail(ECANCELED, "cancelled");
+  if (to.empty()) return then(got);
+  read_ = loop_->Read(place_.fd, to, static_cast<int64_t>(offset),
+                      [self = shared_from_this(), to, offset, got, then](int result) {
+                        self->read_ = {};
+                        if (result == -EINTR || self->cancelled_)
+                          return self->ReadMore(to, offset, got, then);
+                        if (result == 0) return then(got);
+                        if (result == -ESPIPE || result == -EBADF || result == -EISDIR) {
+                          return self->Fail(EINVAL,
+                                            "to go on with an image takes a file that can be read");
+                        }
+                        if (result < 0) return self->Fail(-result, "the image cannot be read");
+                        const auto more = static_cast<size_t>(result);
+                        self->ReadMore(to.subspan(more), offset + more, got + more, then);
+                      });
+}
+
+void ResumeScan::OnHeader(size_t got) {
+  if (std::memcmp(memory_.data(), &expected_, got) != 0) {
+    return Fail(EINVAL, "the file is no image of this snapshot");
   }
-  return true;
+  if (got < kImagePage) return Finish();
+  found_.position = Behind(expected_);
+  ReadRecord();
 }
 
-bool RecordMakesSense(const ImageHeader& header, const ImagePosition& position,
-                      const ImageRecord& record) {
-  const uint64_t blocks = (header.length + kImageBlock - 1) / kImageBlock;
-  if (record.block < position.next_block || record.block >= blocks) return false;
-  if (record.data.Count() != record.data_pages || record.zero.Count() != record.zero_pages) {
-    return false;
+void ResumeScan::ReadRecord() {
+  Read(memory_.bytes().first(kImagePage), 0,
+       [self = shared_from_this()](size_t got) { self->OnRecord(got); });
+}
+
+void ResumeScan::OnRecord(size_t got) {
+  if (got < kImagePage) return Finish();
+  ImageEnd end;
+  std::memcpy(&end, memory_.data(), sizeof(end));
+  if (CheckEnd(found_.position, end) == PartIs::kGood) {
+    found_.position.bytes += kImagePage;
+    found_.end = Found::End::kThere;
+    return Finish();
   }
-  if (record.data_pages == 0 && record.zero_pages == 0) return false;
-  if (record.zero_pages != 0 && !header.incremental()) return false;
-  const PageBitmap within = PagesWithin(header.length, record.block);
-  return IsWithin(record.data, within) && IsWithin(record.zero, within) &&
-         !record.data.Intersects(record.zero);
+  ImageRecord record;
+  std::memcpy(&record, memory_.data(), sizeof(record));
+  if (CheckRecord(expected_, found_.position, record) != PartIs::kGood) return Finish();
+  Read(memory_.bytes().subspan(kImagePage, record.data_pages * kImagePage), kImagePage,
+       [self = shared_from_this()](size_t pages) { self->OnPages(pages); });
 }
 
-}  // namespace
-
-uint64_t ImageHash(const void* data, size_t bytes, uint64_t seed) {
-  return XXH3_64bits_withSeed(data, bytes, seed);
-}
-
-void SealHeader(ImageHeader* header) { header->hash = HashOf(*header, 0); }
-
-void SealRecord(uint64_t chain, ImageRecord* record) { record->hash = HashOf(*record, chain); }
-
-void SealEnd(const ImagePosition& position, ImageEnd* end) {
-  *end = ImageEnd();
-  end->magic = kEndMagic;
-  end->records = position.records;
-  end->data_pages = position.data_pages;
-  end->zero_pages = position.zero_pages;
-  end->bytes = position.bytes + kImagePage;
-  end->hash = HashOf(*end, position.chain);
-}
-
-PartIs CheckHeader(const ImageHeader& header) {
-  if (header.magic != kImageMagic || header.version != kImageVersion) return PartIs::kOther;
-  if (header.hash != HashOf(header, 0)) return PartIs::kDamaged;
-  const bool sense = HeaderMakesSense(header) && IsZero(header.reserved, sizeof(header.reserved));
-  return sense ? PartIs::kGood : PartIs::kImpossible;
-}
-
-PartIs CheckRecord(const ImageHeader& header, const ImagePosition& position,
-                   const ImageRecord& record) {
-  if (record.magic != kRecordMagic) return PartIs::kOther;
-  if (record.hash != HashOf(record, position.chain)) return PartIs::kDamaged;
-  const bool sense = RecordMakesSense(header, position, record) &&
-                     IsZero(record.reserved, sizeof(record.reserved));
-  return sense ? PartIs::kGood : PartIs::kImpossible;
-}
-
-PartIs CheckEnd(const ImagePosition& position, const ImageEnd& end) {
-  if (end.magic != kEndMagic) return PartIs::kOther;
-  if (end.hash != HashOf(end, position.chain)) return PartIs::kDamaged;
-  ImageEnd expected;
-  SealEnd(position, &expected);
-  return memcmp(&expected, &end, sizeof(end)) == 0 ? PartIs::kGood : PartIs::kImpossible;
-}
-
-ImagePosition Behind(const ImageHeader& header) {
-  ImagePosition position;
-  position.bytes = kImagePage;
-  position.chain = header.hash;
-  return position;
-}
-
-ImagePosition Behind(const ImagePosition& position, const ImageRecord& record) {
-  ImagePosition next = position;
-  next.bytes += kImagePage + record.data_pages * kImagePage;
-  next.chain = record.hash;
-  next.next_block = record.block + 1;
-  ++next.records;
-  next.data_pages += record.data_pages;
-  next.zero_pages += record.zero_pages;
-  return next;
+void ResumeScan::OnPages(size_t got) {
+  ImageRecord record;
+  std::memcpy(&record, memory_.data(), sizeof(record));
+  if (got < record.data_pages * kImagePage) return Finish();
+  auto is_right = std::make_shared<bool>(false);
+  workers_->Submit(
+      [self = shared_from_this(), is_right, record] {
+        const uint64_t hash =
+            ImageHash(self->memory_.data() + kImagePage, record.data_pages * kImagePage, 0);
+        *is_right = hash == record.data_hash;
+      },
+      [self = shared_from_this(), is_right, record] {
+        if (!*is_right) return self->Finish();
+        self->found_.position = Behind(self->found_.position, record);
+        self->ReadRecord();
+      },
+      WorkerPool::Priority::kLater);
 }
 
 }  // namespace hostmm

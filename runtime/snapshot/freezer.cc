@@ -20,6 +20,17 @@ bool Contains(const std::vector<GuestId>& guests, GuestId guest) {
   return std::ranges::find(guests, guest) != guests.end();
 }
 
+// A guest that has died refuses its memory with any errno, until we hear of its death:
+// UFFDIO_REGISTER says ENOMEM. One that lives and is not registered says ENOENT here, so that the
+// outcome alone does not do. More protection harms nobody.
+bool IsGone(const Guest& guest, const Region& region) {
+  // A block is a unit of every kind of frames.
+  const uint64_t va = region.va.value() & ~(kBlockSize - 1);
+  const UffdResult result =
+      UffdWriteProtect(guest.uffd.fd.get(), va, kBlockSize, WriteProtected::kYes);
+  return result == UffdResult::kGuestGone && errno == ESRCH;
+}
+
 }  // namespace
 
 std::vector<Region> Freezer::RegionsOf(GuestId guest, MmId mm) const {
@@ -59,8 +70,8 @@ int Freezer::Register(const Guest& guest, const LiveFile& file) const {
   for (const Region& region : RegionsOf(guest.id, file.mm)) {
     const UffdResult result = UffdRegister(guest.uffd.fd.get(), region.va.value(),
                                            BytesOf(region.length), protocol::kTrackedModes);
-    if (result == UffdResult::kGuestGone) return 0;
-    if (result != UffdResult::kDone) return ENOTSUP;
+    if (result == UffdResult::kDone) continue;
+    return IsGone(guest, region) ? 0 : ENOTSUP;
   }
   return 0;
 }
@@ -81,8 +92,8 @@ int Freezer::WriteProtect(const Guest& guest, MmId mm) const {
   for (const Region& region : RegionsOf(guest.id, mm)) {
     const UffdResult result = UffdWriteProtect(guest.uffd.fd.get(), region.va.value(),
                                                BytesOf(region.length), WriteProtected::kYes);
-    if (result == UffdResult::kGuestGone) return 0;
-    if (result != UffdResult::kDone) return ENOTSUP;
+    if (result == UffdResult::kDone) continue;
+    return IsGone(guest, region) ? 0 : ENOTSUP;
   }
   return 0;
 }

@@ -268,6 +268,17 @@ Snapshots::Frozen Snapshots::OnMapped(Guest& guest, MmId mm) {
   return Frozen::kYes;
 }
 
+// Who has no view any more holds up nobody.
+void Snapshots::OnUnmapped(const Guest& guest, const std::vector<Region>& gone) const {
+  for (const Region& region : gone) {
+    if ((region.flags & kView) == 0 || MapsFile(guest.id, region.mm) || !guest.has_agent) continue;
+    Message let_go = NewPacket(protocol::Kind::kOrder);
+    let_go.op = protocol::OrderOp::kHoldLife;
+    let_go.mm = {region.mm.slot, region.mm.generation};
+    SendPacket(guest.channel.fd.get(), let_go);
+  }
+}
+
 // A process that lives on writes unseen when its userfaultfd is closed; its agent waits with that
 // until the life pipe says that no view is left.
 void Snapshots::OnLeaving(const Guest& guest) {

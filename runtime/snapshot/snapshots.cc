@@ -71,13 +71,7 @@ std::string Snapshots::WhyNot(MmId source) const {
 void Snapshots::Take(Guest& guest, Packet& packet) {
   const std::optional<Region> region = tables_->FindRegion(guest.id, GuestAddr(packet.message.va));
   if (!region.has_value()) return Refuse(packet, ENOMEM, "nothing managed is mapped there");
-  if ((region->flags & kViewWritable) != 0) {
-    return Refuse(packet, ENOTSUP, "a private view has no snapshots");
-  }
-  // What a view shows never changes: it is its own snapshot.
-  if (TakenSnapshot* same = set_.FindMm(region->mm); same != nullptr) {
-    return AnswerHandle(packet.fds[0].get(), same);
-  }
+  if ((region->flags & kView) != 0) return Refuse(packet, ENOTSUP, "a view is no live memory");
   if (const std::string why = WhyNot(region->mm); !why.empty()) {
     return Refuse(packet, ENOTSUP, why);
   }
@@ -191,6 +185,7 @@ void Snapshots::Export(TakenSnapshot* snapshot, Packet& packet) {
       packet.fds[i].reset();
     }
   }
+  if (packet.fds[3].ok()) return Refuse(packet, EINVAL, "the base is no handle of a snapshot");
   if (earlier != nullptr && (!earlier->lost.empty() || !(earlier->source == snapshot->source) ||
                              earlier->number >= snapshot->number)) {
     return Refuse(packet, EINVAL, "the base is not an earlier snapshot of the same region");
@@ -206,6 +201,7 @@ void Snapshots::Export(TakenSnapshot* snapshot, Packet& packet) {
   job.source = std::make_unique<RegionSource>(cow_, &set_, *file, pool_, snapshot, earlier);
   job.image = std::move(packet.fds[1]);
   job.progress = std::move(packet.fds[2]);
+  job.start = packet.message.offset;
   job.resume_bytes = packet.message.value[0];
   auto reply = std::make_shared<UniqueFd>(std::move(packet.fds[0]));
   job.client = reply->get();
@@ -225,6 +221,7 @@ void Snapshots::SayInfo(const TakenSnapshot& snapshot, const Packet& packet) con
   const LiveFile* file = live_.Find(snapshot.source);
   const MmInfo info = tables_->Info(snapshot.mm);
   Message answer = NewPacket(protocol::Kind::kReply);
+  answer.va = snapshot.unit;
   answer.length = snapshot.length;
   answer.offset = file != nullptr ? file->store->used_bytes() : 0;
   answer.mm = {snapshot.mm.slot, snapshot.mm.generation};

@@ -91,6 +91,8 @@ class Snapshots {
   enum class Frozen : uint8_t { kNo, kYes };
   Frozen OnMapped(Guest& guest, MmId mm);
   uint64_t ModesFor(MmId mm) const { return freezer_.ModesFor(mm); }
+  // The guest has unmapped `gone`, in the tables too.
+  void OnUnmapped(const Guest& guest, const std::vector<Region>& gone) const;
   // The guest's channel has ended; nothing of it has been closed yet.
   void OnLeaving(const Guest& guest);
   // It is in no table any more.

@@ -57,7 +57,8 @@ void Views::Share(const Guest& guest, const Touch& touch) {
   pages_.Add(guest.id, touch.region.mm, touch.first, PageCount(count));
   const int uffd = guest.uffd.fd.get();
   Answer(uffd, touch,
-         UffdContinue(uffd, touch.va, BytesOf(PageCount(count)), WriteProtected::kYes));
+         UffdContinueWindow(uffd, touch.va, BytesOf(PageCount(count)), touch.bytes(),
+                            WriteProtected::kYes));
 }
 
 void Views::Zero(const Guest& guest, const Touch& touch, const LiveFile& file) {
@@ -139,6 +140,7 @@ std::vector<ViewOrders::Item> Views::ZapsOf(GuestId holder, MmId snapshot, FileP
     if (!(region.mm == snapshot) || begin >= end) return;
     protocol::Message zap = NewPacket(protocol::Kind::kOrder);
     zap.op = protocol::OrderOp::kZapPages;
+    zap.mm = {snapshot.slot, snapshot.generation};
     zap.va = region.AddrOf(begin).value();
     zap.length = kBlockSize;
     SetBits(&zap, 0, (end - begin).value());
