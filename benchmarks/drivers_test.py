@@ -10,11 +10,14 @@ import pathlib
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import unittest
 import unittest.mock
+import xml.etree.ElementTree
 
 import failures
+import fork_curve
 import guest_program
 import interrupts
 import kernel_counters
@@ -22,6 +25,11 @@ import pg_sides
 import process_end
 import report
 import sides
+import snapshot_memory
+import snapshot_sides
+import snapshot_writers
+import suite
+import svg_plot
 import unittest_xml
 
 _OVERCOMMIT = pathlib.Path("/proc/sys/vm/nr_overcommit_hugepages")
@@ -209,6 +217,136 @@ class CountersTest(unittest.TestCase):
         process_end.kill_rest(process_end.identities([process.pid, *below]))
         process.wait()
         process.stdout.close()
+
+
+class SvgPlotTest(unittest.TestCase):
+
+    def _lines(self, series):
+        text = svg_plot.line_chart("a < b", "x", "y", series)
+        root = xml.etree.ElementTree.fromstring(text)
+        circles = root.findall("{http://www.w3.org/2000/svg}circle")
+        return root, [(float(c.get("cx")), float(c.get("cy"))) for c in circles]
+
+    def test_doubling_is_a_straight_line(self):
+        _, points = self._lines({"line": [(1, 10), (2, 20), (4, 40), (8, 80)]})
+        steps = [(b[0] - a[0], b[1] - a[1]) for a, b in zip(points, points[1:])]
+        for step in steps:
+            self.assertAlmostEqual(step[0], steps[0][0], delta=0.2)
+            self.assertAlmostEqual(step[1], steps[0][1], delta=0.2)
+        # To the right, and up.
+        self.assertGreater(steps[0][0], 0)
+        self.assertLess(steps[0][1], 0)
+
+    def test_all_series_lie_within(self):
+        root, points = self._lines({"one": [(1, 0.5), (64, 9000)], "two": [(3, 7)], "none": []})
+        _, _, width, height = map(float, root.get("viewBox").split())
+        self.assertEqual(len(points), 3)
+        self.assertTrue(all(0 <= x <= width and 0 <= y <= height for x, y in points))
+        names = [text.text for text in root.findall("{http://www.w3.org/2000/svg}text")]
+        self.assertIn("a < b", names)
+        self.assertIn("two", names)
+        self.assertNotIn("none", names)
+
+    def test_what_cannot_be_drawn(self):
+        for series in ({}, {"a": []}, {"a": [(0, 1), (1, 1)]}, {"a": [(1, -1), (2, 1)]}):
+            with self.assertRaises(ValueError):
+                svg_plot.line_chart("t", "x", "y", series)
+
+
+class SnapshotRowsTest(unittest.TestCase):
+
+    def _samples(self, **sides_metrics):
+        samples = report.Samples()
+        for side, metrics in sides_metrics.items():
+            samples.add(side.replace("_", "-"), metrics)
+        return samples
+
+    def test_frames_of_sides(self):
+        for side, frames in (("hostmm-huge", "huge"), ("bare-hugetlb", "hugetlb"), ("fork", "base")):
+            self.assertEqual(snapshot_sides.frames_of(side), frames)
+
+    def test_every_row_is_in_the_suite(self):
+        folder = pathlib.Path(suite.__file__).resolve().parent
+        rows = [path.stem for path in folder.glob("*.py")
+                if f'report.finish("{path.stem}"' in path.read_text()]
+        self.assertIn("snapshot_freeze", rows)
+        self.assertEqual(set(rows) - set(suite._PROGRAMS), set())
+
+    def _linear(self, *us):
+        metrics = {snapshot_writers._metric(n, 1 << 30): t for n, t in zip((1, 8, 64), us)}
+        samples = self._samples(hostmm_huge=metrics)
+        return snapshot_writers._linear(samples, "hostmm-huge", (1, 8, 64), 1 << 30)
+
+    def test_linear_in_writers(self):
+        self.assertAlmostEqual(self._linear(10, 80, 640).value, 1)
+        # The start does not count, what a further writer costs does.
+        self.assertAlmostEqual(self._linear(110, 180, 740).value, 1)
+        self.assertAlmostEqual(self._linear(10, 80, 4560).value, 8)
+        self.assertEqual(self._linear(10, 80, 4560).verdict(), report.MISSED)
+        for noise in ((10, 9, 640), (10, 80, 79)):
+            self.assertEqual(self._linear(*noise).verdict(), report.NOT_AVAILABLE)
+
+    def test_growth_with_the_size(self):
+        sizes = (256 << 20, 1 << 30)
+
+        def metrics(small, large):
+            return {snapshot_writers._metric(1, size): us for size, us in zip(sizes, (small, large))}
+
+        samples = self._samples(hostmm_huge=metrics(100, 300), bare_huge=metrics(50, 150))
+        self.assertAlmostEqual(snapshot_writers._by_size(samples, "huge", sizes).value, 2)
+        samples = self._samples(hostmm_huge=metrics(100, 300))
+        self.assertIsNone(snapshot_writers._by_size(samples, "huge", sizes).value)
+
+    def test_too_little_memory_is_as_wrong_as_too_much(self):
+        # 1,000 pages are 4,000 kB; their tables are 1,000 kB at most, and may be fewer.
+        for kb, verdict in ((4000, report.PASS), (5000, report.PASS), (5499, report.PASS),
+                            (5501, report.MISSED), (3601, report.PASS), (3599, report.MISSED)):
+            samples = self._samples(hostmm_base={"k1000_kb": kb, "k1000_soft_kb": 1000})
+            claim, = snapshot_memory._claims(samples, "hostmm-base", (1000,))
+            self.assertEqual(claim.verdict(), verdict, kb)
+
+    def test_where_sharing_tables_begins_to_pay(self):
+        off = {f"t{n}_total_us": 10 for n in (1, 2, 3, 4)}
+        for ours, expected in (((20, 5, 20, 9), 4), ((5, 5, 5, 5), 1), ((5, 5, 5, 20), None)):
+            samples = self._samples(
+                off=off, hostmm={f"t{n + 1}_total_us": us for n, us in enumerate(ours)})
+            self.assertEqual(fork_curve.pays_from(samples, "hostmm"), expected)
+
+    def test_pure_half(self):
+        head = "table_pages,min_shared_tables,tables_copied,take_ns,write_ns,drop_ns,total_ns\n"
+        found = fork_curve.read_pure(head + "1,4,1,1,1,1,3000\n1,1,1,1,1,1,4000\n2,4,1,1,1,1,5000\n")
+        self.assertEqual(found, {"tables alone, from 4": [(1, 3.0), (2, 5.0)],
+                                 "tables alone, from 1": [(1, 4.0)]})
+        for bad in ("a,b\n1,2\n", head + "one,4,1,1,1,1,1\n", head + "1,4\n"):
+            with self.assertRaises(failures.MeasurementFailed):
+                fork_curve.read_pure(bad)
+
+
+class PlainProgramsTest(unittest.TestCase):
+    """The sides that need no hostmm, in small."""
+
+    def test_fork_of_private_memory(self):
+        result = snapshot_sides.timed(
+            "fork", None, 8 << 20, "freeze_floor", "--how=fork", "--times=3")
+        self.assertEqual(len(result["ns"]), 3)
+        self.assertTrue(all(ns > 0 for ns in result["ns"]))
+
+    def test_forks_by_tables(self):
+        with guest_program.GuestProgram(
+            [], sides.benchmark_program("fork_tables"), "--repeat=2", "--most=4"
+        ) as guest:
+            sizes = guest.finish("timed")["sizes"]
+        self.assertEqual([size["tables"] for size in sizes], [1, 2, 3, 4])
+        self.assertTrue(all(size["managed"] == 0 for size in sizes))
+
+    def test_store_saved_by_fork_is_checked(self):
+        with tempfile.TemporaryDirectory() as folder:
+            result = snapshot_sides.timed(
+                "fork", None, 16 << 20, "store_load", "--save=fork", "--writers=2", "--rate=2000",
+                "--lead-ms=100", f"--image={pathlib.Path(folder, 'image')}", step="saved")
+            self.assertEqual(os.listdir(folder), [])
+        self.assertGreater(result["before_count"], 50)
+        self.assertGreater(result["before_max_ns"], 0)
 
 
 class GuestProgramTest(unittest.TestCase):

@@ -19,7 +19,8 @@ _FOLDER = pathlib.Path(__file__).resolve().parent
 # In the order of README.md.
 _PROGRAMS = ("pg_select", "anon_region", "hugetlb_faults", "pg_connect", "nothing_shared",
              "sparse_touch", "fault_floor", "pt_budget", "shared_mprotect", "mprotect_idle_guests",
-             "attach", "many_guests")
+             "attach", "many_guests", "snapshot_freeze", "snapshot_writers", "snapshot_latency",
+             "snapshot_memory", "fork_curve")
 
 
 def _run(name, options, folder):

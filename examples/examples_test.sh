@@ -15,7 +15,7 @@ printf 'plain:  %s\nhostmm: %s\n' "$plain" "$shared"
 (($(page_tables "$shared") * 5 < $(page_tables "$plain")))
 
 # Linked with the library: with a pager of their own, and with the one of `hostmm run`.
-for example in opt_in buffer_pool arena; do
+for example in opt_in buffer_pool arena store_snapshot store_fork; do
   echo "== $example"
   "examples/$example"
   "$HOSTMM_PROGRAM" run --quiet -- "examples/$example" >/dev/null

@@ -33,33 +33,35 @@ void FirstWrites::Begin(MmId source, FilePage first, PageCount count) {
   }
   const int live = file->backing->file().get();
   if (count.value() == 1) {
-    return OnCopied(source, first, count, *frame, file->store->Copy(live, first, count, *frame));
+    const int error = file->store->Copy(live, first, count, *frame);
+    return OnCopied(source, first, count, {file->store, *frame, error});
   }
   auto error = std::make_shared<int>(0);
   pool_->Submit(
       [store = file->store, backing = file->backing, error, first, count, frame = *frame] {
         *error = store->Copy(backing->file().get(), first, count, frame);
       },
-      [=, this, frame = *frame] { OnCopied(source, first, count, frame, *error); });
+      [=, this, store = file->store, frame = *frame] {
+        OnCopied(source, first, count, {store, frame, *error});
+      });
 }
 
-void FirstWrites::OnCopied(MmId source, FilePage first, PageCount count, FrameNumber frame,
-                           int error) {
+void FirstWrites::OnCopied(MmId source, FilePage first, PageCount count, const Copy& copy) {
   LiveFile* file = files_->Find(source);
-  // The last snapshot has gone, and with it the store.
-  if (file == nullptr) return Finish(source, first, count);
+  // The last snapshot has gone, and with it the store; there may be new ones, with another.
+  if (file == nullptr || file->store != copy.store) return Begin(source, first, count);
   const std::vector<MmId> sharing = cow_.Sharing(source, first);
   uint32_t uses = 0;
-  const TableStatus status = error == 0 && !sharing.empty()
-                                 ? cow_.Privatize(source, first, count, frame, &uses)
+  const TableStatus status = copy.error == 0 && !sharing.empty()
+                                 ? cow_.Privatize(source, first, count, copy.frame, &uses)
                                  : TableStatus::kNoSpace;
   if (status != TableStatus::kOk) {
-    file->store->Discard(frame, count);
+    file->store->Discard(copy.frame, count);
     if (sharing.empty()) return Finish(source, first, count);
-    return lose_(source, error != 0 ? "no memory for a copy" : "the pager's tables are full",
+    return lose_(source, copy.error != 0 ? "no memory for a copy" : "the pager's tables are full",
                  [=, this] { Finish(source, first, count); });
   }
-  file->store->SetUses(frame, count.value(), uses);
+  file->store->SetUses(copy.frame, count.value(), uses);
   views_->Revoke(sharing, first, count, [=, this](ViewOrders::End end) {
     if (end == ViewOrders::End::kAllDone) return Finish(source, first, count);
     lose_(source, "a process that has a view of it did not give a page back in time",

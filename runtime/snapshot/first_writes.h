@@ -19,6 +19,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
@@ -63,12 +64,19 @@ class FirstWrites {
     std::vector<std::function<void()>> others;
   };
 
+  // Made, or not (an errno). The file may have another store by then.
+  struct Copy {
+    std::shared_ptr<PreimageStore> store;
+    FrameNumber frame;
+    int error;
+  };
+
   static Key KeyOf(MmId mm, FilePage page) {
     return {(static_cast<uint64_t>(mm.generation) << 32) | mm.slot, page.value()};
   }
 
   void Begin(MmId source, FilePage first, PageCount count);
-  void OnCopied(MmId source, FilePage first, PageCount count, FrameNumber frame, int error);
+  void OnCopied(MmId source, FilePage first, PageCount count, const Copy& copy);
   void Finish(MmId source, FilePage first, PageCount count);
   void Grant(const FaultEvent& event, MmId source, FilePage first, PageCount count);
 

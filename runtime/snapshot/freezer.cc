@@ -105,7 +105,9 @@ int Freezer::FreezeGuest(Guest& guest, LiveFile* file) {
   if (hugetlb) {
     if (const int error = WriteProtect(guest, file->mm); error != 0) return error;
   }
-  if (Tell(guest, *file) == Told::kYes) {
+  const bool told = Tell(guest, *file) == Told::kYes;
+  if (hugetlb && Knows(guest, file->mm)) return 0;
+  if (told) {
     if (!Contains(file->waiting, guest.id)) file->waiting.push_back(guest.id);
     return 0;
   }
@@ -116,7 +118,8 @@ void Freezer::Freeze(LiveFile* file, Done done) {
   file->state = LiveFile::State::kFreezing;
   file->done = std::move(done);
   file->ticks = 0;
-  ++file->freeze;
+  file->freeze = next_++;
+  if (file->first_freeze == 0) file->first_freeze = file->freeze;
   int error = 0;
   for (const GuestId id : MappersOf(file->mm)) {
     Guest* guest = guests_->Find(id);
@@ -161,6 +164,8 @@ void Freezer::OnFreezeDone(Guest& guest, const protocol::Message& message) {
   const MmId mm{message.mm.slot, message.mm.generation};
   LiveFile* file = files_->Find(mm);
   if (file == nullptr || RegionsOf(guest.id, mm).empty()) return;
+  // Of a time before the last thaw, of which the agent will hear after this.
+  if (message.order < file->first_freeze || message.order > file->freeze) return;
   if (!Knows(guest, mm)) guest.knows_frozen.push_back(mm);
   if (message.order != file->freeze || !Contains(file->waiting, guest.id)) return;
   // Memory that is locked cannot be zapped.

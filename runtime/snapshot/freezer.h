@@ -19,6 +19,7 @@
 //           mappings are write-protected from outside, which takes milliseconds per GiB. Such a
 //           guest does not know that it is frozen: if it forks, nobody watches the child
 //           (Forked::kUnseen).
+// Again:    a guest on hugetlb that knows already is write-protected, told and not waited for.
 // Holding:  with kFreeze each agent gets a duplicate of its userfaultfd and the read end of the
 // life pipe. Threads:  the loop thread. Errors:   an errno to the callback; then nothing is frozen
 // that was not before.
@@ -102,6 +103,7 @@ class Freezer {
   GuestSet* const guests_;
   LiveFiles* const files_;
   const uint64_t normal_modes_;
+  uint32_t next_ = 1;  // number of the next freeze, of whatever file
   Resume resume_ = [](const FaultEvent&) {};
 };
 

@@ -88,11 +88,18 @@ void Views::CopyOver(Guest& guest, const Touch& touch) {
   });
 }
 
+// Meanwhile the guest may have unmapped the view, and mapped another one at the same address.
+bool Views::IsThere(const Touch& touch) const {
+  const std::optional<Region> region = tables_->FindRegion(touch.guest, touch.event.addr);
+  return region.has_value() && region->mm == touch.region.mm &&
+         region->PageAt(touch.event.addr) == touch.region.PageAt(touch.event.addr);
+}
+
 void Views::Copy(const Touch& touch) {
   const Guest* guest = guests_->Find(touch.guest);
   const LiveFile* file = files_->Find(cow_.SourceOf(touch.region.mm));
   if (guest == nullptr) return;
-  if (file == nullptr) {
+  if (file == nullptr || !IsThere(touch)) {
     UffdWake(guest->uffd.fd.get(), touch.va, touch.bytes());
     return;
   }
@@ -127,6 +134,10 @@ void Views::CopyBlock(const Touch& touch, const LiveFile& file, CowTables::Page 
         const Guest* guest = guests_->Find(touch.guest);
         if (guest == nullptr) return;
         const int uffd = guest->uffd.fd.get();
+        if (!IsThere(touch)) {
+          UffdWake(uffd, touch.va, touch.bytes());
+          return;
+        }
         Answer(uffd, touch, UffdCopy(uffd, touch.va, block->bytes.data(), kBlockSize));
       });
 }

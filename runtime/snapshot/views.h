@@ -83,6 +83,7 @@ class Views {
   void Share(const Guest& guest, const Touch& touch);
   void Zero(const Guest& guest, const Touch& touch, const LiveFile& file);
   void CopyOver(Guest& guest, const Touch& touch);
+  bool IsThere(const Touch& touch) const;
   void Copy(const Touch& touch);
   void CopyBlock(const Touch& touch, const LiveFile& file, CowTables::Page from);
   static void Answer(int uffd, const Touch& touch, UffdResult result);
