@@ -35,6 +35,7 @@ serves. Signals sent to hostmm are passed on to COMMAND.
                        hugetlb  2 MiB frames of hugetlb: for programs that keep to 2 MiB units
                        base     4 KiB frames, collapsed when a block is full
   --pt-budget=SIZE   with --frames=base: page tables that a process may have for its regions
+  --snapshot-memory=SIZE  copies for the snapshots of one region; beyond, they are lost
   --only EXE[:EXE]   manage only programs of these names; the others run as without hostmm
   --strict           refuse to start rather than run unmanaged, in native mode or on weaker frames
   --quiet            no lines of our own on standard error
@@ -55,6 +56,7 @@ A socket that a dead pager has left is replaced.
   --mode MODE        its permission bits, octal; default 0660: owner and group
   --frames=FRAMES    auto (default) | huge | hugetlb | base
   --pt-budget=SIZE   with --frames=base: page tables that a process may have for its regions
+  --snapshot-memory=SIZE  copies for the snapshots of one region; beyond, they are lost
   --strict           refuse to start in native mode or on weaker frames
   --until-last-guest end with the last process that it serves, or if none comes within 10 s; remove
                      PATH, and its folder if that is empty and named hostmm-*

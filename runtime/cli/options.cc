@@ -123,8 +123,8 @@ OptionRule FramesRule(FramesChoice* frames) {
           }};
 }
 
-OptionRule BudgetRule(uint64_t* bytes) {
-  return {"--pt-budget", OptionRule::Takes::kValue, [bytes](std::string_view value) -> std::string {
+OptionRule SizeRule(std::string_view name, uint64_t* bytes) {
+  return {name, OptionRule::Takes::kValue, [bytes](std::string_view value) -> std::string {
             const std::optional<uint64_t> size = ParseSize(value);
             if (!size.has_value()) return Quoted(value) + " is no size such as 512k, 64m or 1g";
             *bytes = *size;
@@ -206,7 +206,8 @@ Result ParseRun(std::span<const std::string> args) {
       TextRule("--pager", &run.pager_socket),
       OnlyRule(&run.only),
       FramesRule(&run.frames),
-      BudgetRule(&run.pt_budget_bytes),
+      SizeRule("--pt-budget", &run.pt_budget_bytes),
+      SizeRule("--snapshot-memory", &run.snapshot_memory_bytes),
       FlagRule("--strict", &run.strictness, Strictness::kStrict),
       FlagRule("--quiet", &run.verbosity, Verbosity::kQuiet),
       FlagRule("--dry-run", &run.launch, Launch::kDryRun),
@@ -219,9 +220,11 @@ Result ParseRun(std::span<const std::string> args) {
   run.command = std::move(words.rest);
   if (!run.pager_socket.empty()) {
     if (auto failure = CheckSocketPathLength(run.pager_socket)) return *failure;
-    if (run.frames != FramesChoice::kAuto || run.pt_budget_bytes != 0) {
+    if (run.frames != FramesChoice::kAuto || run.pt_budget_bytes != 0 ||
+        run.snapshot_memory_bytes != 0) {
       return Usage("--pager",
-                   "the running pager has chosen its frames; leave --frames and --pt-budget out",
+                   "the running pager has chosen its frames; leave --frames, --pt-budget and "
+                   "--snapshot-memory out",
                    "run");
     }
   }
@@ -243,7 +246,8 @@ Result ParseService(std::span<const std::string> args) {
       TextRule("--socket", &service.socket_path),
       ModeRule(&service.socket_mode),
       FramesRule(&service.frames),
-      BudgetRule(&service.pt_budget_bytes),
+      SizeRule("--pt-budget", &service.pt_budget_bytes),
+      SizeRule("--snapshot-memory", &service.snapshot_memory_bytes),
       FlagRule("--strict", &service.strictness, Strictness::kStrict),
       FlagRule("--until-last-guest", &service.lifetime, PagerOptions::Lifetime::kUntilLastGuest),
       DescriptorRule("--ready-fd", &service.ready_fd),

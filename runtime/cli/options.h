@@ -37,6 +37,7 @@ struct RunOptions {
   std::string only;          // "exe1:exe2", empty: every program of the tree
   FramesChoice frames = FramesChoice::kAuto;
   uint64_t pt_budget_bytes = 0;
+  uint64_t snapshot_memory_bytes = 0;
   Strictness strictness = Strictness::kFailOpen;
   Verbosity verbosity = Verbosity::kNormal;
   Launch launch = Launch::kReal;
@@ -48,6 +49,7 @@ struct ServiceOptions {  // hostmm pager
   mode_t socket_mode = 0660;  // owner and group, as for other services' sockets
   FramesChoice frames = FramesChoice::kAuto;
   uint64_t pt_budget_bytes = 0;
+  uint64_t snapshot_memory_bytes = 0;
   Strictness strictness = Strictness::kFailOpen;
   PagerOptions::Lifetime lifetime = PagerOptions::Lifetime::kService;
   int ready_fd = -1;  // not -1: in the background

@@ -51,6 +51,7 @@ TEST(OptionsTest, RunDefaults) {
   const RunOptions run = Parse<RunOptions>({"run", "true"});
   EXPECT_EQ(run.frames, FramesChoice::kAuto);
   EXPECT_EQ(run.pt_budget_bytes, 0u);
+  EXPECT_EQ(run.snapshot_memory_bytes, 0u);
   EXPECT_EQ(run.strictness, Strictness::kFailOpen);
   EXPECT_EQ(run.verbosity, Verbosity::kNormal);
   EXPECT_EQ(run.launch, Launch::kReal);
@@ -59,8 +60,9 @@ TEST(OptionsTest, RunDefaults) {
 
 TEST(OptionsTest, RunTakesAllItsOptionsInBothForms) {
   const RunOptions run =
-      Parse<RunOptions>({"run", "--frames=base", "--pt-budget", "64m", "--only=postgres:psql",
-                         "--strict", "--quiet", "--dry-run", "true"});
+      Parse<RunOptions>({"run", "--frames=base", "--pt-budget", "64m", "--snapshot-memory=1g",
+                         "--only=postgres:psql", "--strict", "--quiet", "--dry-run", "true"});
+  EXPECT_EQ(run.snapshot_memory_bytes, uint64_t{1} << 30);
   EXPECT_EQ(run.frames, FramesChoice::kBase);
   EXPECT_EQ(run.pt_budget_bytes, uint64_t{64} << 20);
   EXPECT_EQ(run.only, "postgres:psql");
@@ -154,6 +156,8 @@ TEST(OptionsTest, EveryBadLineNamesWhatIsWrong) {
       {{"run", "--frames=tiny", "true"}, "'tiny' is none of"},
       {{"run", "--pt-budget=1g", "true"}, "--frames=base only"},
       {{"run", "--frames=base", "--pt-budget=lots", "true"}, "'lots' is no size"},
+      {{"run", "--snapshot-memory=some", "true"}, "'some' is no size"},
+      {{"pager", "--socket=s", "--snapshot-memory=0"}, "'0' is no size"},
       {{"run", "--frames=base", "--pt-budget=0", "true"}, "'0' is no size"},
       {{"run", "--only=", "true"}, "--only"},
       {{"run", "--only=/bin/ls", "true"}, "without their folders"},

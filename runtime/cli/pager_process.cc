@@ -164,6 +164,7 @@ OrFailure<PagerProcess> PagerProcess::Start(const PagerFunction& pager, const Se
   options.socket_path = directory.SocketPath();
   options.frames = settings.frames;
   options.pt_budget_bytes = settings.pt_budget_bytes;
+  options.snapshot_memory_bytes = settings.snapshot_memory_bytes;
   options.lifetime = PagerOptions::Lifetime::kUntilLastGuest;
   options.strict = settings.strict;
   options.listen_fd = std::get<ListeningSocket>(listening).fd.get();

@@ -53,6 +53,7 @@ class PagerProcess {
   struct Settings {
     FramesChoice frames = FramesChoice::kAuto;
     uint64_t pt_budget_bytes = 0;
+    uint64_t snapshot_memory_bytes = 0;
     bool strict = false;
   };
   struct Interrupted {

@@ -154,6 +154,7 @@ StartedPager StartOwnPager(const RunOptions& options, const Plan& plan, const Pa
   PagerProcess::Settings settings;
   settings.frames = options.frames;
   settings.pt_budget_bytes = options.pt_budget_bytes;
+  settings.snapshot_memory_bytes = options.snapshot_memory_bytes;
   settings.strict = options.strictness == Strictness::kStrict;
   OrFailure<PagerProcess> started = PagerProcess::Start(pager, settings, directory);
   if (const Failure* failure = FailureOf(started)) return give_up(*failure);

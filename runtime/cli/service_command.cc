@@ -98,6 +98,7 @@ PagerOptions PagerOptionsOf(const ServiceOptions& options, int listen_fd, int re
   pager_options.listen_fd = listen_fd;
   pager_options.frames = options.frames;
   pager_options.pt_budget_bytes = options.pt_budget_bytes;
+  pager_options.snapshot_memory_bytes = options.snapshot_memory_bytes;
   pager_options.lifetime = options.lifetime;
   pager_options.ready_fd = ready_fd;
   pager_options.strict = options.strictness == Strictness::kStrict;

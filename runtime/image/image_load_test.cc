@@ -127,10 +127,10 @@ TEST(ImageLoadTest, WhatIsNoImageIsEinval) {
 
 // Every byte of every part, but for the pages, where some must do.
 TEST(ImageLoadTest, EveryFlippedBitIsFound) {
-  FakeMemory memory(3 * kImageBlock);
+  FakeMemory memory(kImageBlock + 8 * kImagePage);
   memory.Fill(5, 1);
   memory.Fill(6, 2);
-  memory.Fill(1030, 3);
+  memory.Fill(515, 3);
   const std::string image = ImageOf(memory);
   std::string target(memory.bytes.size(), '\0');
   ASSERT_EQ(Load(FileOf(image), &target).error, 0);

@@ -1,0 +1,192 @@
+// `hostmm snapshot` and `hostmm image` with the real pager and a guest that writes all the time:
+// every image is of one moment. Process tier; skips where the doctor says that hostmm cannot run.
+
+#include <algorithm>
+#include <csignal>
+#include <cstdint>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "runtime/cli/exit_status.h"
+#include "tests/cli/installed_hostmm.h"
+#include "tests/cli/pairs.h"
+#include "tests/cli/process.h"
+
+namespace hostmm::test {
+namespace {
+
+using ::testing::HasSubstr;
+namespace fs = std::filesystem;
+
+std::string pair_writer;
+
+std::string Read(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+
+// After which write of pair_writer the memory was so; nullopt: after none of them.
+std::optional<uint64_t> MomentOf(const std::string& memory) {
+  if (memory.size() != kPairsBytes) return std::nullopt;
+  const auto value_at = [&](size_t page) {
+    uint64_t value;
+    std::memcpy(&value, memory.data() + page * kPairsPage, sizeof(value));
+    return value;
+  };
+  uint64_t last = 0;
+  for (size_t pair = 0; pair < kPairs; ++pair) last = std::max(last, value_at(pair));
+  if (last < kPairs) return std::nullopt;
+  for (size_t pair = 0; pair < kPairs; ++pair) {
+    const uint64_t expected = last - (last - pair) % kPairs;
+    if (value_at(pair) != expected) return std::nullopt;
+    // The last write may be half done.
+    const uint64_t other = value_at(kPairs + pair);
+    if (other != expected && !(expected == last && other == last - kPairs)) return std::nullopt;
+  }
+  return last;
+}
+
+class SnapshotLiveTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    const Outcome doctor = hostmm_.Run({"doctor"});
+    if (doctor.status != ToInt(ExitStatus::kOk)) {
+      GTEST_SKIP() << "there are no snapshots here:\n" << doctor.out;
+    }
+    service_ = std::make_unique<Process>(hostmm_.Command({"pager", "--socket", Path("s")}));
+    ASSERT_TRUE(service_->AwaitErr("serving " + Path("s") + " mode="));
+    writer_ = std::make_unique<Process>(
+        Launch{.command = {pair_writer}, .environment = {{"HOSTMM_SOCKET", Path("s")}}});
+    ASSERT_TRUE(writer_->AwaitOut("up\n")) << writer_->err();
+  }
+
+  std::string Path(const std::string& name) const { return hostmm_.dir().Under(name); }
+
+  Outcome Hostmm(std::vector<std::string> words) const {
+    Launch launch = hostmm_.Command(std::move(words));
+    launch.environment.back() = {"HOSTMM_SOCKET", Path("s")};
+    return RunToEnd(launch);
+  }
+  void Must(const std::vector<std::string>& words) const {
+    const Outcome outcome = Hostmm(words);
+    EXPECT_EQ(outcome.status, 0) << outcome.err;
+  }
+  std::string MemoryOf(std::vector<std::string> images) const {
+    fs::remove(Path("raw"));
+    images.insert(images.begin(), {"image", "--to", Path("raw")});
+    Must(images);
+    return Read(Path("raw"));
+  }
+
+  InstalledHostmm hostmm_;
+  std::unique_ptr<Process> service_;
+  std::unique_ptr<Process> writer_;
+};
+
+TEST_F(SnapshotLiveTest, ImagesAreOfOneMoment) {
+  std::optional<uint64_t> before = 0;
+  for (int round = 0; round < 20; ++round) {
+    fs::remove(Path("image"));
+    Must({"snapshot", "pairs", Path("image"), "--quiet"});
+    const std::optional<uint64_t> moment = MomentOf(MemoryOf({Path("image")}));
+    ASSERT_TRUE(moment.has_value()) << "round " << round;
+    EXPECT_GT(*moment, *before) << "the writer went on";
+    before = moment;
+  }
+  EXPECT_EQ(Hostmm({"check"}).status, 0);
+}
+
+TEST_F(SnapshotLiveTest, AnIncrementalImageAndItsBaseAreTheLaterMoment) {
+  Must({"snapshot", "pairs", Path("full"), "--keep=mon"});
+  Must({"snapshot", "pairs", Path("tue"), "--keep=tue", "--incremental-from=mon"});
+  Must({"snapshot", "pairs", Path("wed"), "--keep=wed", "--incremental-from=tue"});
+  Must({"snapshot", "@wed", Path("wed_full")});
+  const std::string chained = MemoryOf({Path("full"), Path("tue"), Path("wed")});
+  EXPECT_TRUE(chained == MemoryOf({Path("wed_full")}));
+  const std::optional<uint64_t> first = MomentOf(MemoryOf({Path("full")}));
+  const std::optional<uint64_t> later = MomentOf(chained);
+  ASSERT_TRUE(first.has_value() && later.has_value());
+  EXPECT_GT(*later, *first);
+  EXPECT_EQ(Hostmm({"image", Path("tue"), "--to", Path("no")}).status,
+            ToInt(ExitStatus::kBadImage));
+}
+
+TEST_F(SnapshotLiveTest, AnImageThatWasCutOffIsGoneOnWith) {
+  Must({"snapshot", "pairs", Path("full"), "--keep=mon"});
+  const std::string whole = Read(Path("full"));
+  for (const size_t bytes : {size_t{100}, whole.size() / 3, whole.size() - 5000}) {
+    std::ofstream(Path("cut"), std::ios::binary) << whole.substr(0, bytes) << "torn";
+    // What was torn is no part of any image.
+    fs::resize_file(Path("cut"), bytes == 100 ? bytes : bytes + 4);
+    Must({"snapshot", "@mon", Path("cut"), "--resume"});
+    EXPECT_TRUE(Read(Path("cut")) == whole) << bytes;
+  }
+  // Another snapshot's image is left alone.
+  Must({"snapshot", "pairs", Path("other"), "--keep=tue"});
+  const Outcome refused = Hostmm({"snapshot", "@mon", Path("other"), "--resume"});
+  EXPECT_EQ(refused.status, ToInt(ExitStatus::kBadImage)) << refused.err;
+  EXPECT_THAT(refused.err, HasSubstr("no image of this snapshot"));
+}
+
+TEST_F(SnapshotLiveTest, APipeGetsTheSameBytes) {
+  Must({"snapshot", "pairs", Path("full"), "--keep=mon"});
+  const Outcome piped = Hostmm({"snapshot", "@mon", "-", "--quiet"});
+  EXPECT_EQ(piped.status, 0) << piped.err;
+  EXPECT_TRUE(piped.out == Read(Path("full")));
+}
+
+TEST_F(SnapshotLiveTest, KeptSnapshotsLiveUntilTheyAreDropped) {
+  Must({"snapshot", "pairs", Path("a"), "--keep=mon"});
+  EXPECT_EQ(Hostmm({"snapshot", "pairs", Path("b"), "--keep=mon"}).status,
+            ToInt(ExitStatus::kUsage));
+  Must({"snapshot", "@mon", Path("b")});
+  EXPECT_TRUE(Read(Path("a")) == Read(Path("b")));
+  Must({"snapshot", "--drop=mon"});
+  EXPECT_EQ(Hostmm({"snapshot", "@mon", Path("c")}).status, ToInt(ExitStatus::kNoSuchRegion));
+  EXPECT_EQ(Hostmm({"snapshot", "--drop=mon"}).status, ToInt(ExitStatus::kNoSuchRegion));
+  EXPECT_EQ(Hostmm({"snapshot", "no such", Path("c")}).status, ToInt(ExitStatus::kNoSuchRegion));
+  EXPECT_FALSE(fs::exists(Path("c")));
+}
+
+// Who wants the image goes: the pager ends the export, its snapshot goes, and everybody goes on.
+TEST_F(SnapshotLiveTest, AKilledCommandLeavesThePagerWell) {
+  // As `hostmm stats` shows the frames of a file.
+  const auto has_snapshot = [&] {
+    return Hostmm({"stats"}).out.find(", snapshot, ") != std::string::npos;
+  };
+  for (int round = 0; round < 5; ++round) {
+    Launch launch = hostmm_.Command({"snapshot", "pairs", "-"});
+    launch.environment.back() = {"HOSTMM_SOCKET", Path("s")};
+    Process command(launch);  // whose pipe nobody reads
+    ASSERT_TRUE(Eventually(has_snapshot));
+    command.Signal(SIGKILL);
+    command.Finish();
+    ASSERT_TRUE(Eventually([&] { return !has_snapshot(); }));
+  }
+  EXPECT_EQ(Hostmm({"check"}).status, 0);
+  Must({"snapshot", "pairs", Path("image")});
+  EXPECT_TRUE(MomentOf(MemoryOf({Path("image")})).has_value());
+}
+
+}  // namespace
+}  // namespace hostmm::test
+
+int main(int argc, char** argv) {
+  ::testing::InitGoogleTest(&argc, argv);
+  if (argc != 4) {
+    fprintf(stderr, "usage: snapshot_live_test HOSTMM LIBRARY PAIR_WRITER\n");
+    return 2;
+  }
+  hostmm::test::Sources::binary = argv[1];
+  hostmm::test::Sources::library = argv[2];
+  hostmm::test::pair_writer = std::filesystem::absolute(argv[3]);
+  return RUN_ALL_TESTS();
+}
