@@ -98,7 +98,7 @@ enum class Kind : uint32_t {
   kMove,         // ? va, length, value[0] = new va, value[1] = new length: mremap was done.
                  //   Answer: value[1] = 1 if frozen; then the guest zaps the range before it goes on
   kForkIntent,   // fds: the child's channel
-  kChildAttach,  // as kAttach
+  kChildAttach,  // as kAttach; value[1] = 1: regions of it are registered with kTrackedModes
   kAgent,        // value[0]: 1 an agent reads orders now; 0 the agent is to end: the pager sends it
                  //   a kQuit and then no more orders
   kOrderDone,    // answers an order: order, op, status, value[]

@@ -118,6 +118,10 @@ void Resolver::Resolve(Guest& guest, const FaultEvent& event, const FaultDecisio
       Populate(decision);
       return;
     case FaultAction::kContinue:
+      if (decision.cause == FaultCause::kPrivatized) {
+        snapshots_->OnFirstWrite(event, decision);
+        break;
+      }
       if (budget_ != nullptr &&
           budget_->Admit(guest, {decision, page}) == PageTableBudget::Admission::kLater) {
         return;

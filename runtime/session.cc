@@ -334,7 +334,7 @@ Message Session::MapAgain(Guest& guest, const Message& ask, MmId mm) {
                                  flags | (registered ? terms_.region_flags : 0)});
   if (answer.status == Status::kOk && registered) {
     Register(guest, mm, va, length);
-    answer.value[1] = IsFrozen(guest, mm);
+    answer.value[1] = IsFrozen(guest, mm, {va, va + length});
   }
   return answer;
 }
@@ -375,8 +375,8 @@ void Session::Register(Guest& guest, MmId mm, GuestAddr va, PageCount length) co
 }
 
 // Whether what the guest has just mapped of the file is frozen; it is told.
-uint64_t Session::IsFrozen(Guest& guest, MmId mm) const {
-  return snapshots_->OnMapped(guest, mm) == Snapshots::Frozen::kYes ? 1 : 0;
+uint64_t Session::IsFrozen(Guest& guest, MmId mm, AddrRange range) const {
+  return snapshots_->OnMapped(guest, mm, range) == Snapshots::Frozen::kYes ? 1 : 0;
 }
 
 bool Session::HandIn(const Message& ask, int file, HandedIn* handed) {
@@ -455,7 +455,7 @@ Message Session::Adopt(Guest& guest, const Message& ask, const UniqueFd& file) {
         hugetlb ? protocol::Adopted::kOwnHugetlb : protocol::Adopted::kOwn;
     answer.value[0] = static_cast<uint64_t>(registered ? kind : protocol::Adopted::kForeign);
     if (registered) Register(guest, mm, va, length);
-    answer.value[1] = registered ? IsFrozen(guest, mm) : 0;
+    answer.value[1] = registered ? IsFrozen(guest, mm, {va, va + length}) : 0;
     ++ledger_.adopted;
     ledger_.region_bytes += ask.length;
     if (first && own == nullptr && handed.collapse == HandedIn::Collapse::kYes) adopter_->Add(mm);
@@ -498,7 +498,7 @@ Message Session::Move(Guest& guest, const Message& ask) {
   Message answer = Answer(Status::kOk);
   if (registered) {
     Register(guest, region->mm, to, new_length);
-    answer.value[1] = IsFrozen(guest, region->mm);
+    answer.value[1] = IsFrozen(guest, region->mm, {to, to + new_length});
   }
   opt_in_->Enter(guest, to, new_length);
   opt_in_->Leave(guest, parts);
@@ -630,6 +630,7 @@ Session::Verdict Session::Attach(Guest& guest, Packet& packet) {
   guest.has_agent = packet.message.value[0] == 1;
   host_->WatchGuest(guest, std::move(uffd), packet.sender_pid);
   snapshots_->OnAttach(guest);
+  if (packet.message.value[1] == 1) snapshots_->OnTrackedChild(guest);
   if (guest.has_agent) opt_in_->OnAgent(guest);
   return Verdict::kKeep;
 }

@@ -90,10 +90,12 @@ UffdResult UffdZero(int uffd, uint64_t va, uint64_t bytes) {
 }
 
 Alive UffdAddressSpace(int uffd, uint64_t va, uint64_t bytes) {
-  // A wake asks nothing of the address space; this does, and tells ESRCH from other refusals.
-  return UffdWriteProtect(uffd, va, bytes, WriteProtected::kNo) == UffdResult::kGuestGone
-             ? Alive::kNo
-             : Alive::kYes;
+  // A wake asks nothing of the address space; this does, and says ESRCH. (ENOENT: not registered
+  // so.)
+  uffdio_writeprotect request = {.range = {.start = va, .len = bytes},
+                                 .mode = UFFDIO_WRITEPROTECT_MODE_WP};
+  return ioctl(uffd, UFFDIO_WRITEPROTECT, &request) != 0 && errno == ESRCH ? Alive::kNo
+                                                                           : Alive::kYes;
 }
 
 UffdAccess ProbeUserfaultfd() {

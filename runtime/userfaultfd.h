@@ -36,8 +36,8 @@ UffdResult UffdWake(int uffd, uint64_t va, uint64_t bytes);
 enum class WriteProtected : uint8_t { kNo, kYes };
 UffdResult UffdContinue(int uffd, uint64_t va, uint64_t bytes,
                         WriteProtected protect = WriteProtected::kNo);
-// The same for a window around what is waited for: if the kernel has the window as several mappings,
-// of which it maps nothing then, the first `unit` bytes alone.
+// The same for a window around what is waited for: if the kernel has the window as several
+// mappings, of which it maps nothing then, the first `unit` bytes alone.
 UffdResult UffdContinueWindow(int uffd, uint64_t va, uint64_t bytes, uint64_t unit,
                               WriteProtected protect);
 // Write-protects what is mapped in the range, and what will be, or lifts that and wakes. Errors:
@@ -48,8 +48,8 @@ UffdResult UffdWriteProtect(int uffd, uint64_t va, uint64_t bytes, WriteProtecte
 UffdResult UffdCopy(int uffd, uint64_t va, const void* from, uint64_t bytes);
 // Not on hugetlb.
 UffdResult UffdZero(int uffd, uint64_t va, uint64_t bytes);
-// Whether the address space still exists. `va` is a page in a range that is registered with
-// MODE_WP. A write protection there is lifted.
+// Whether the address space still exists. Write-protects the range, if it is registered with
+// MODE_WP.
 enum class Alive : uint8_t { kNo, kYes };
 Alive UffdAddressSpace(int uffd, uint64_t va, uint64_t bytes);
 

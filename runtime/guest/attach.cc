@@ -60,6 +60,7 @@ int NewUserfaultfd() {
 Io HandOver(protocol::Kind kind, int uffd, AgentStart agent) {
   protocol::Message attach = NewMessage(kind);
   attach.value[0] = agent == AgentStart::kStarted ? 1 : 0;
+  attach.value[1] = kind == protocol::Kind::kChildAttach && g_client.regions.HasTracked() ? 1 : 0;
   const Io sent = Send(g_client.channel, attach, &uffd, uffd >= 0 ? 1 : 0, Credentials::kYes);
   if (uffd >= 0) raw::Call(SYS_close, uffd);
   return sent;

@@ -152,7 +152,9 @@ Io Receive(int fd, protocol::Message* message, int* fds, int capacity) {
   long got;
   do {
     got = raw::Call(SYS_recvmsg, fd, &header, MSG_CMSG_CLOEXEC);
-  } while (got == -EINTR);
+    // A peer that died with packets of ours unread is reset, which is said once, before what it had
+    // sent.
+  } while (got == -EINTR || got == -ECONNRESET);
   int count = 0;
   if (!raw::Failed(got)) {
     for (cmsghdr* cmsg = CMSG_FIRSTHDR(&header); cmsg != nullptr;

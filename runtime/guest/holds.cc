@@ -113,8 +113,6 @@ void HoldFirst(const FirstHold& first) { g_first = first; }
 
 void Freeze(int channel, const protocol::Message& order, const int* fds) {
   AgentLockHolder lock(g_client.lock);
-  // Gone off: this guest's memory is frozen for nobody, as its pager will see.
-  if (CurrentPhase() != Phase::kAttached) return CloseAll(fds, kHoldFds);
   Hold* hold = FindOrMake(order.mm);
   if (hold == nullptr || fds[kUffdFd] < 0 || fds[kLifeFd] < 0) {
     hold = nullptr;
@@ -126,6 +124,8 @@ void Freeze(int channel, const protocol::Message& order, const int* fds) {
     hold->life_read = fds[kLifeFd];
     Close(&g_first.uffd);
   }
+  // Gone off: as its pager will see. It is held like others until no view is left.
+  if (CurrentPhase() != Phase::kAttached) return;
   g_client.regions.SetFrozen(order.mm, true);
   const bool zapped = order.value[0] == 1 || ZapFileLocked(order.mm);
   protocol::Message done = NewMessage(protocol::Kind::kFreezeDone);
@@ -175,7 +175,10 @@ void EndHolds() {
     LoseViewsLocked(DontForkViews::kLose);
   }
   for (Hold& hold : g_holds) {
-    if (IsUsed(hold)) Close(&hold.life_write);
+    if (!IsUsed(hold) || hold.life_write == kNone) continue;
+    Close(&hold.life_write);
+    // Of views, which are gone: it is who writes that has to wait for others.
+    Close(&hold.life_read);
   }
   const int64_t until = MonotonicMilliseconds() + kLifeMilliseconds;
   for (const Hold& hold : g_holds) {

@@ -8,12 +8,13 @@
 namespace hostmm {
 
 void FirstWrites::OnWrite(const FaultEvent& event, const FaultDecision& decision) {
-  if (decision.action == FaultAction::kUnprotect) {
+  const Key key = KeyOf(decision.mm, decision.first);
+  const bool copying = copying_.contains(key);
+  if (decision.action != FaultAction::kPrivatize && !copying) {
     return Grant(event, decision.mm, decision.first, decision.count);
   }
-  const auto [it, is_first] = copying_.try_emplace(KeyOf(decision.mm, decision.first));
-  it->second.writers.push_back(event);
-  if (is_first) Begin(decision.mm, decision.first, decision.count);
+  copying_[key].writers.push_back(event);
+  if (!copying) Begin(decision.mm, decision.first, decision.count);
 }
 
 void FirstWrites::Privatize(MmId source, FilePage first, PageCount count,
@@ -32,23 +33,21 @@ void FirstWrites::Begin(MmId source, FilePage first, PageCount count) {
                  [=, this] { Finish(source, first, count); });
   }
   const int live = file->backing->file().get();
+  auto copy = std::make_shared<Copy>(Copy{.store = file->store, .frame = *frame, .error = 0});
   if (count.value() == 1) {
-    const int error = file->store->Copy(live, first, count, *frame);
-    return OnCopied(source, first, count, {file->store, *frame, error});
+    copy->error = copy->store->Copy(live, first, count, *frame);
+    return OnCopied(source, first, count, *copy);
   }
-  auto error = std::make_shared<int>(0);
   pool_->Submit(
-      [store = file->store, backing = file->backing, error, first, count, frame = *frame] {
-        *error = store->Copy(backing->file().get(), first, count, frame);
+      [copy, backing = file->backing, first, count] {
+        copy->error = copy->store->Copy(backing->file().get(), first, count, copy->frame);
       },
-      [=, this, store = file->store, frame = *frame] {
-        OnCopied(source, first, count, {store, frame, *error});
-      });
+      [=, this] { OnCopied(source, first, count, *copy); });
 }
 
 void FirstWrites::OnCopied(MmId source, FilePage first, PageCount count, const Copy& copy) {
   LiveFile* file = files_->Find(source);
-  // The last snapshot has gone, and with it the store; there may be new ones, with another.
+  // The last snapshot has gone, and with it the store; there may be other ones by now.
   if (file == nullptr || file->store != copy.store) return Begin(source, first, count);
   const std::vector<MmId> sharing = cow_.Sharing(source, first);
   uint32_t uses = 0;

@@ -50,7 +50,8 @@ class FirstWrites {
         pool_(pool),
         lose_(std::move(lose)) {}
 
-  // `decision` is kPrivatize or kUnprotect for `event`.
+  // `decision` is kPrivatize for `event`, or one that lets it have a page that no snapshot shares
+  // (cause kPrivatized): it does not have it before the views have given it back.
   void OnWrite(const FaultEvent& event, const FaultDecision& decision);
 
   // As if somebody wrote to the pages; `then` when no snapshot shares them any more, or all are

@@ -217,12 +217,17 @@ void Freezer::OnAttach(Guest& guest) {
   }
 }
 
-void Freezer::OnMapped(Guest& guest, MmId mm) {
+void Freezer::OnMapped(Guest& guest, MmId mm, AddrRange range) {
   LiveFile* file = files_->Find(mm);
   if (file == nullptr || file->state == LiveFile::State::kThawed) return;
-  // Nothing is mapped there yet that could be written: nobody waits for it, but that it knows.
+  // Nothing is mapped there yet that could be written: nobody waits for it.
   Tell(guest, *file);
-  if (!Knows(guest, mm)) guest.knows_frozen.push_back(mm);
+  // Of earlier windows it may not know yet; then the agent has to say so.
+  const std::vector<Region> regions = RegionsOf(guest.id, mm);
+  const bool only = std::ranges::all_of(regions, [range](const Region& region) {
+    return region.va >= range.start && region.end() <= range.end;
+  });
+  if (only && !Knows(guest, mm)) guest.knows_frozen.push_back(mm);
 }
 
 void Freezer::ThawGuest(Guest& guest, MmId mm) const {
@@ -254,6 +259,19 @@ void Freezer::OnGuestGone(GuestId guest) {
   for (const MmId mm : files_->all()) {
     if (LiveFile* file = files_->Find(mm); file != nullptr) Release(file, guest);
   }
+}
+
+void Freezer::OnTrackedChild(Guest& guest) {
+  std::vector<MmId> thawed;
+  tables_->ForEachRegion(guest.id, [&](const Region& region) {
+    const LiveFile* file = files_->Find(region.mm);
+    const bool frozen = file != nullptr && file->state != LiveFile::State::kThawed;
+    const FrameKind frames = tables_->Info(region.mm).frames;
+    if (!frozen && !IsServedByKernel(frames) && frames != FrameKind::kSnapshot) {
+      thawed.push_back(region.mm);
+    }
+  });
+  for (const MmId mm : thawed) ThawGuest(guest, mm);
 }
 
 void Freezer::OnLeft(MmId mm) {

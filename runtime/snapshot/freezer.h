@@ -72,8 +72,11 @@ class Freezer {
   Forked OnFork(const Guest& parent, Guest& child, std::vector<MmId>* unseen);
   // It has a userfaultfd and perhaps an agent now, or a new agent.
   void OnAttach(Guest& guest);
-  // Something of the file has just been mapped in the guest and registered with ModesFor(file).
-  void OnMapped(Guest& guest, MmId mm);
+  // The file has just been mapped there in the guest, and registered with ModesFor(file). The
+  // guest's library learns from the answer that it is frozen.
+  void OnMapped(Guest& guest, MmId mm, AddrRange range);
+  // A child that registered itself for everything: what is not frozen any more is registered anew.
+  void OnTrackedChild(Guest& guest);
   void OnGuestGone(GuestId guest);
   // A guest that maps the file lives on without us: a freeze that is open fails with EAGAIN.
   void OnLeft(MmId mm);

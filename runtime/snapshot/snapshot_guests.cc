@@ -73,7 +73,10 @@ void Snapshots::MapView(Guest& guest, Packet& packet) {
     tables_->UnmapRange(guest.id, spec.va, spec.length, &released);
     return Refuse(packet, EINVAL, "the kernel does not register the range");
   }
-  HoldView(guest, snapshot->mm);
+  if (HoldView(guest, snapshot->mm) == Held::kNo) {
+    tables_->UnmapRange(guest.id, spec.va, spec.length, &released);
+    return Refuse(packet, EAGAIN, "its agent does not read what it is told");
+  }
   Message answer = NewPacket(protocol::Kind::kReply);
   answer.mm = {snapshot->mm.slot, snapshot->mm.generation};
   if (packet.fds[0].ok()) SendPacket(packet.fds[0].get(), answer);
@@ -81,17 +84,18 @@ void Snapshots::MapView(Guest& guest, Packet& packet) {
 
 // What the guest's agent keeps, so that nobody reads a view wrongly when the pager is gone: a write
 // end of the life pipe until its views are, and its userfaultfd until all views are.
-void Snapshots::HoldView(Guest& guest, MmId snapshot) {
+Snapshots::Held Snapshots::HoldView(Guest& guest, MmId snapshot) {
   const LiveFile* file = live_.Find(cow_.SourceOf(snapshot));
-  if (file == nullptr || !guest.has_agent) return;
+  if (file == nullptr || !guest.has_agent) return Held::kNo;
   Message hold = NewPacket(protocol::Kind::kOrder);
   hold.op = protocol::OrderOp::kHoldLife;
   hold.mm = {snapshot.slot, snapshot.generation};
-  SendPacket(guest.channel.fd.get(), hold, file->life_write.get());
+  const int channel = guest.channel.fd.get();
+  if (SendPacket(channel, hold, file->life_write.get()) != SendResult::kSent) return Held::kNo;
   hold.op = protocol::OrderOp::kFreeze;
   hold.value[0] = 1;  // nothing to zap
   const std::array<int, 2> fds = {guest.uffd.fd.get(), file->life_read.get()};
-  SendPacket(guest.channel.fd.get(), hold, fds);
+  return SendPacket(channel, hold, fds) == SendResult::kSent ? Held::kYes : Held::kNo;
 }
 
 void Snapshots::Settle(Guest& guest, Packet& packet) {
@@ -208,6 +212,7 @@ void Snapshots::BeforeFork(Guest& parent) {
 }
 
 void Snapshots::AfterFork(Guest& parent, Guest* child) {
+  std::vector<MmId> inherited;
   if (child != nullptr) {
     MapCowViews(parent, *child);
     std::vector<MmId> unseen;
@@ -216,8 +221,14 @@ void Snapshots::AfterFork(Guest& parent, Guest* child) {
       LoseFor(mm, absl::StrCat("process ", parent.pid, " forked before it could be frozen"));
     }
   } else {
-    for (const MmId mm : live_.all()) {
-      if (MapsFile(parent.id, mm)) LoseFor(mm, "a forked process is not watched");
+    tables_->ForEachRegion(parent.id,
+                           [&](const Region& region) { inherited.push_back(region.mm); });
+    for (const MmId mm : inherited) {
+      if (files_->Find(mm) == nullptr) continue;
+      unwatched_[KeyOf(mm)].push_back({});
+      if (live_.Find(mm) == nullptr) continue;
+      LoseFor(mm, "a forked process is not watched");
+      freezer_.OnLeft(mm);
     }
   }
   while (!parent.cow_forks.empty()) DropCowFork(parent, parent.cow_forks.front().va);
@@ -262,9 +273,9 @@ void Snapshots::OnAttach(Guest& guest) {
   freezer_.OnAttach(guest);
 }
 
-Snapshots::Frozen Snapshots::OnMapped(Guest& guest, MmId mm) {
+Snapshots::Frozen Snapshots::OnMapped(Guest& guest, MmId mm, AddrRange range) {
   if (!IsFrozen(mm)) return Frozen::kNo;
-  freezer_.OnMapped(guest, mm);
+  freezer_.OnMapped(guest, mm, range);
   return Frozen::kYes;
 }
 
@@ -279,25 +290,38 @@ void Snapshots::OnUnmapped(const Guest& guest, const std::vector<Region>& gone) 
   }
 }
 
-// A process that lives on writes unseen when its userfaultfd is closed; its agent waits with that
-// until the life pipe says that no view is left.
+// A process that lives on writes unseen when its userfaultfd is closed.
 void Snapshots::OnLeaving(const Guest& guest) {
-  if (!any()) return;
-  for (const MmId mm : live_.all()) {
-    std::optional<Region> frozen;
-    tables_->ForEachRegion(guest.id, [&](const Region& region) {
-      if (region.mm == mm && (region.flags & kPrivate) == 0) frozen = region;
-    });
-    const LiveFile* file = live_.Find(mm);
-    if (!frozen.has_value() || file == nullptr) continue;
-    const uint64_t unit = file->backing->kind() == FrameKind::kHugetlb ? kBlockSize : kPageSize;
-    const bool gone = guest.uffd.fd.ok() &&
-                      UffdAddressSpace(guest.uffd.fd.get(), frozen->va.value(), unit) == Alive::kNo;
-    if (gone) continue;
-    LoseFor(mm, guest.pid != 0 ? absl::StrCat("process ", guest.pid, " left hostmm")
-                               : "a forked process did not attach");
-    freezer_.OnLeft(mm);
-  }
+  std::optional<Region> one;
+  std::vector<MmId> mapped;
+  tables_->ForEachRegion(guest.id, [&](const Region& region) {
+    if ((region.flags & kPrivate) != 0 || files_->Find(region.mm) == nullptr) return;
+    one = region;
+    if (std::ranges::find(mapped, region.mm) == mapped.end()) mapped.push_back(region.mm);
+  });
+  if (mapped.empty()) return;
+  const bool blocks = files_->Find(one->mm)->kind() == FrameKind::kHugetlb;
+  const bool gone =
+      guest.uffd.fd.ok() && UffdAddressSpace(guest.uffd.fd.get(), one->va.value(),
+                                             blocks ? kBlockSize : kPageSize) == Alive::kNo;
+  if (gone) return;
+  for (const MmId mm : mapped) Abandon(guest, mm);
+}
+
+// Snapshots that are to come must know of it, and those that are there are lost. Until no view of
+// them is left, our copy of its userfaultfd holds it, as its agent's does.
+void Snapshots::Abandon(const Guest& guest, MmId mm) {
+  const auto copy = [](const UniqueFd& fd) {
+    return UniqueFd(fd.ok() ? fcntl(fd.get(), F_DUPFD_CLOEXEC, 0) : -1);
+  };
+  unwatched_[KeyOf(mm)].push_back({copy(guest.pidfd.fd)});
+  if (live_.Find(mm) == nullptr) return;
+  const auto uffd = std::make_shared<const UniqueFd>(copy(guest.uffd.fd));
+  Lose(mm,
+       guest.pid != 0 ? absl::StrCat("process ", guest.pid, " left hostmm")
+                      : "a forked process did not attach",
+       [uffd] {});
+  freezer_.OnLeft(mm);
 }
 
 void Snapshots::OnGone(Guest& guest) {

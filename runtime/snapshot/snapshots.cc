@@ -1,6 +1,8 @@
 // Taking snapshots, who holds them, and their end. What guests ask otherwise: snapshot_guests.cc.
 #include "runtime/snapshot/snapshots.h"
 
+#include <poll.h>
+
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
@@ -62,9 +64,18 @@ Snapshots::Snapshots(const Parts& parts, const Terms& terms)
   files_->SetOnReleased([this](MmId mm) { OnReleased(mm); });
 }
 
-std::string Snapshots::WhyNot(MmId source) const {
+std::string Snapshots::WhyNot(MmId source) {
   if (terms_.uffd == Terms::Uffd::kNone) return "native mode has no snapshots";
   if (files_->Find(source) == nullptr) return "the file is not one of the pager's";
+  const auto unwatched = unwatched_.find(KeyOf(source));
+  if (unwatched != unwatched_.end()) {
+    std::erase_if(unwatched->second, [](const Unwatched& process) {
+      pollfd ended{process.pidfd.get(), POLLIN, 0};
+      return process.pidfd.ok() && poll(&ended, 1, 0) == 1;
+    });
+    if (!unwatched->second.empty()) return "a process that left hostmm still maps it";
+    unwatched_.erase(unwatched);
+  }
   return freezer_.WhyNot(source);
 }
 
@@ -286,6 +297,7 @@ void Snapshots::Unpin(MmId mm) {
 }
 
 void Snapshots::OnReleased(MmId mm) {
+  unwatched_.erase(KeyOf(mm));
   views_.OnReleased(mm);
   for (const MmId source : live_.all()) CountSnapshots(source);
 }

@@ -89,12 +89,14 @@ class Snapshots {
   // A region of the file was mapped at a new place and registered with ModesFor. kYes: it is
   // frozen.
   enum class Frozen : uint8_t { kNo, kYes };
-  Frozen OnMapped(Guest& guest, MmId mm);
+  Frozen OnMapped(Guest& guest, MmId mm, AddrRange range);
   uint64_t ModesFor(MmId mm) const { return freezer_.ModesFor(mm); }
   // The guest has unmapped `gone`, in the tables too.
   void OnUnmapped(const Guest& guest, const std::vector<Region>& gone) const;
   // The guest's channel has ended; nothing of it has been closed yet.
   void OnLeaving(const Guest& guest);
+  // Its library registered itself as if files were frozen that may not be any more.
+  void OnTrackedChild(Guest& guest) { freezer_.OnTrackedChild(guest); }
   // It is in no table any more.
   void OnGone(Guest& guest);
   // Four times a second.
@@ -127,9 +129,12 @@ class Snapshots {
     uid_t uid = 0;
   };
   struct Removal;
+  struct Unwatched {
+    UniqueFd pidfd;  // none: it is not known who
+  };
 
   void TakeOf(MmId source, std::shared_ptr<Asker> asker);
-  std::string WhyNot(MmId source) const;
+  std::string WhyNot(MmId source);
   void WhenNotFreezing(LiveFile* file, std::function<void()> request);
   void OnFrozen(MmId source, const std::shared_ptr<Asker>& asker, int error);
   TakenSnapshot* Record(MmId source, uid_t uid);
@@ -146,7 +151,9 @@ class Snapshots {
   void OnViewsLost(MmId source, MmId snapshot);
   void EndLosing(MmId source);
   void CountSnapshots(MmId source);
-  void HoldView(Guest& guest, MmId snapshot);
+  enum class Held : uint8_t { kYes, kNo };
+  Held HoldView(Guest& guest, MmId snapshot);
+  void Abandon(const Guest& guest, MmId mm);
   void MapCowViews(Guest& parent, Guest& child);
   int StartCowFork(Guest& guest, AddrRange range, MmId source, const Asker& asker);
   static void AnswerCowFork(Guest& guest, AddrRange range, const TakenSnapshot& taken, int reply,
@@ -171,6 +178,8 @@ class Snapshots {
   Views views_;
   FirstWrites first_writes_;
   SnapshotSet set_;
+  // Who maps a file and is not watched any more: nobody sees what they write.
+  absl::flat_hash_map<uint64_t, std::vector<Unwatched>> unwatched_;  // by file
   uint32_t exports_ = 0;                          // images that are being written
   absl::flat_hash_map<uint64_t, Losing> losing_;  // by source
   absl::flat_hash_map<uint64_t, std::deque<std::function<void()>>> requests_;  // by source

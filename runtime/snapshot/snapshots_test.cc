@@ -3,8 +3,11 @@
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <signal.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <array>
@@ -276,6 +279,59 @@ TEST_F(SnapshotsTest, AProcessThatLeavesAliveLosesThem) {
   const Message info = AskHandle(handle, NewPacket(Kind::kSnapshotInfo), loop_.get());
   EXPECT_EQ(info.value[1], uint64_t{EIO});
   EXPECT_NE(std::string(info.text).find("left"), std::string::npos) << info.text;
+}
+
+TEST_F(SnapshotsTest, WhoHasLeftAliveIsRemembered) {
+  const Window leaver = NewWindow();
+  const Window window = NewWindow();
+  const pid_t child = fork();
+  if (child == 0) {
+    pause();
+    _exit(0);
+  }
+  leaver.guest->pidfd.fd.reset(static_cast<int>(syscall(SYS_pidfd_open, child, 0)));
+  EndGuest(*leaver.guest);
+  const std::optional<Message> refused = AnswerOn(AskForSnapshot(window));
+  ASSERT_TRUE(refused.has_value());
+  EXPECT_EQ(refused->value[1], uint64_t{ENOTSUP});
+  EXPECT_NE(std::string(refused->text).find("left"), std::string::npos) << refused->text;
+  // Until it is dead.
+  kill(child, SIGKILL);
+  waitpid(child, nullptr, 0);
+  TakeOne(window);
+}
+
+TEST_F(SnapshotsTest, AnAnswerFromBeforeAThawEndsNoFreeze) {
+  const Window window = NewWindow();
+  const UniqueFd first = AskForSnapshot(window);
+  const std::optional<Message> old = NextOrder(*window.guest, OrderOp::kFreeze);
+  ASSERT_TRUE(old.has_value());
+  for (int tick = 0; tick < 3; ++tick) snapshots_.Tick();
+  ASSERT_TRUE(AnswerOn(first).has_value());
+  file_.reset();
+  RunUntil(loop_.get(), [&] { return !IsFrozen(); });
+  const UniqueFd second = AskForSnapshot(window);
+  SayFrozen(*window.guest, *old);
+  EXPECT_FALSE(AnswerOn(second).has_value());
+  CarryOutFreeze(*window.guest);
+  EXPECT_TRUE(AnswerOn(second).has_value());
+}
+
+TEST_F(SnapshotsTest, AChildThatCannotBeWatchedEndsTheFreeze) {
+  const Window first = NewWindow();
+  const Window second = NewWindow();
+  const UniqueFd reply = AskForSnapshot(second);
+  room_ = Room::kFull;
+  std::array<int, 2> ends;
+  ASSERT_EQ(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends.data()), 0);
+  const UniqueFd childs_end(ends[0]);
+  Packet intent;
+  intent.message = NewPacket(Kind::kForkIntent);
+  intent.fds[0].reset(ends[1]);
+  session_.OnPacket(*first.guest, std::move(intent));
+  const std::optional<Message> answer = AnswerOn(reply);
+  ASSERT_TRUE(answer.has_value());
+  EXPECT_EQ(answer->value[1], uint64_t{EAGAIN});
 }
 
 TEST_F(SnapshotsTest, RefusesWhatCannotBeFrozen) {

@@ -81,11 +81,9 @@ void Views::CopyOver(Guest& guest, const Touch& touch) {
   if (!mapped) return Copy(touch);
   const std::vector<ViewOrders::Item> zaps =
       ZapsOf(guest.id, touch.region.mm, touch.first, touch.count);
-  orders_->Send(zaps, [this, touch](ViewOrders::End) {
-    // Late or not: if the page is still there the copy finds it, and the thread comes again.
-    pages_.Remove(touch.guest, touch.region.mm, touch.first, touch.count);
-    Copy(touch);
-  });
+  // Late or not: if the page is still there, or there again because another thread has read it, the
+  // copy finds it, and the thread comes again. So the set goes on to name it.
+  orders_->Send(zaps, [this, touch](ViewOrders::End) { Copy(touch); });
 }
 
 // Meanwhile the guest may have unmapped the view, and mapped another one at the same address.
