@@ -50,6 +50,7 @@ struct CowFork {
   GuestAddr end;
   MmId snapshot;
   uint64_t number = 0;  // of the snapshot (runtime/snapshot/snapshot_set.h)
+  uint32_t freeze = 0;  // that it has to end
 };
 
 struct Guest {

@@ -133,9 +133,10 @@ int hostmm_shm_unlink(const char* name);
  * named region, of plain mappings of one that hostmm does not manage, and of I/O whose pages were pinned
  * before the call (O_DIRECT reads in flight, io_uring fixed buffers): they reach the live memory, and
  * may be seen in the snapshot.
- * ENOMEM: hostmm manages nothing at addr. ENOTSUP: the file is not one of the pager's, there is no
- * userfaultfd, or a process maps it that cannot be frozen (hostmm_error names it). ENOSPC: the pager's
- * tables are full. ETIMEDOUT: a process could not be frozen. ENOTCONN. */
+ * ENOMEM: hostmm manages nothing at addr. ENOTSUP: the file is not one of the pager's, addr is in a
+ * view, there is no userfaultfd, or a process maps it that cannot be frozen or has left hostmm
+ * (hostmm_error names it). ENOSPC: the pager's tables are full. EAGAIN: a process left hostmm
+ * meanwhile, or too many snapshots are being taken. ENOTCONN. */
 int hostmm_snapshot(const void* addr);
 
 struct hostmm_snapshot_info {

@@ -367,7 +367,10 @@ void PagerCore::DropTheSilent() {
   guests_.ForEach([&](const Guest& guest) {
     if (guest.pid == 0 && ticks_ - guest.born > kAttachTicks) silent.push_back(guest.id);
   });
-  for (const GuestId id : silent) EndGuest(id);
+  for (const GuestId id : silent) {
+    snapshots_.OnSilent(*guests_.Find(id));
+    EndGuest(id);
+  }
 }
 
 void PagerCore::Tick() {

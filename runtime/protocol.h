@@ -97,7 +97,8 @@ enum class Kind : uint32_t {
   kFlags,        // va, length, value[0] = flags to set, value[1] = flags to clear (region_flags.h)
   kMove,         // ? va, length, value[0] = new va, value[1] = new length: mremap was done.
                  //   Answer: value[1] = 1 if frozen; then the guest zaps the range before it goes on
-  kForkIntent,   // fds: the child's channel
+  kForkIntent,   // fds: the child's channel; none: somebody maps what the guest maps, and is not
+                 //   watched
   kChildAttach,  // as kAttach; value[1] = 1: regions of it are registered with kTrackedModes
   kAgent,        // value[0]: 1 an agent reads orders now; 0 the agent is to end: the pager sends it
                  //   a kQuit and then no more orders

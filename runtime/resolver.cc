@@ -132,6 +132,9 @@ void Resolver::Resolve(Guest& guest, const FaultEvent& event, const FaultDecisio
       parked_[KeyOf(decision)].push_back(waiter);
       break;
     case FaultAction::kWake:
+      if (event.kind == FaultKind::kWriteProtect && guest.uffd.fd.ok()) {
+        UffdWriteProtect(guest.uffd.fd.get(), page.value(), waiter.bytes, WriteProtected::kNo);
+      }
       Wake(waiter);
       break;
     case FaultAction::kDeny:
@@ -270,8 +273,15 @@ void Resolver::Deny(const Waiter& waiter) {
   if (guest == nullptr || !guest->uffd.fd.ok()) return;
   const std::optional<Region> region = tables_->FindRegion(waiter.guest, GuestAddr(waiter.va));
   if (snapshots_ != nullptr && region.has_value() && snapshots_->IsFrozen(region->mm)) {
-    snapshots_->LoseFor(region->mm, "a fault of it could not be served");
+    return snapshots_->LoseFor(region->mm, "a fault of it could not be served",
+                               [this, waiter] { LeaveToKernel(waiter); });
   }
+  LeaveToKernel(waiter);
+}
+
+void Resolver::LeaveToKernel(const Waiter& waiter) {
+  Guest* guest = guests_->Find(waiter.guest);
+  if (guest == nullptr || !guest->uffd.fd.ok()) return;
   const uint64_t page = waiter.va & ~(kPageSize - 1);
   const uint64_t bytes = waiter.bytes == 0 ? kPageSize : waiter.bytes;
   if (UffdUnregister(guest->uffd.fd.get(), page, bytes) != UffdResult::kDone) {

@@ -80,6 +80,7 @@ class Resolver {
   bool WantsOnlyWhatItTouches(GuestId guest, GuestAddr page) const;
   UffdResult MapPresent(const Guest& guest, const FaultDecision& decision, GuestAddr page) const;
   void Deny(const Waiter& waiter);
+  void LeaveToKernel(const Waiter& waiter);
   void Wake(const Waiter& waiter);
 
   HostTables* const tables_;

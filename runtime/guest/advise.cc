@@ -65,6 +65,19 @@ long RemoveFrozen(uint64_t va, uint64_t end) {
   return 0;
 }
 
+// No errno: it is frozen, and has to be removed by the pager.
+constexpr long kFrozenNow = 1;
+
+// REQUIRES: the lock.
+bool HasFrozenIn(uint64_t va, uint64_t end) {
+  for (const Region* next = g_client.regions.FindNext(va); next != nullptr && next->va < end;
+       next = g_client.regions.FindNext(va)) {
+    if (next->frozen && !IsView(*next)) return true;
+    va = next->va + next->bytes;
+  }
+  return false;
+}
+
 long AdviseNatively(uint64_t addr, uint64_t bytes, int advice) {
   // Only these change what the pager must know; everything else (populate, prefetch, page-out, ...)
   // the kernel does, and must do without our lock, because it may wait for the pager.
@@ -91,6 +104,8 @@ long AdviseNatively(uint64_t addr, uint64_t bytes, int advice) {
       return raw::Call(SYS_madvise, addr, bytes, advice);
   }
   GuestLockHolder hold(g_client.lock);
+  // Since the caller has looked it may have been frozen.
+  if (advice == MADV_REMOVE && HasFrozenIn(addr, addr + RoundUp(bytes, kPage))) return kFrozenNow;
   const long result = raw::Call(SYS_madvise, addr, bytes, advice);
   if (result != 0) return result;
   const uint64_t whole = RoundUp(bytes, kPage);
@@ -140,13 +155,15 @@ long AdvisePlain(uint64_t addr, uint64_t bytes, int advice) {
   const uint64_t end = addr + RoundUp(bytes, kPage);
   const bool special = advice == MADV_REMOVE || advice == MADV_DOFORK || DropsContent(advice);
   if (!special || !g_client.regions.HasTracked() || addr % kPage != 0 || end <= addr) {
-    return AdviseNatively(addr, bytes, advice);
+    const long result = AdviseNatively(addr, bytes, advice);
+    if (result != kFrozenNow) return result;
   }
   long first_error = 0;
   bool gone_off = false;
   for (uint64_t at = addr; at < end;) {
     const Part part = PartAt(at, end);
     const long result = AdvisePart(at, part, advice);
+    if (result == kFrozenNow) continue;
     // It is of another kind now.
     if (result == -ENOTCONN && !gone_off) {
       gone_off = true;

@@ -107,7 +107,9 @@ void BeforeFork() {
   if (g_client.phase == Phase::kAttached && AnnounceForkLocked()) return;
   CancelCowForkLocked();
   // The child would write to frozen memory unseen: the pager must know that there is no snapshot.
-  if (HasFrozenLocked()) GoOffLocked("the pager could not be told of a fork");
+  if (HasFrozenLocked()) return GoOffLocked("the pager could not be told of a fork");
+  // And of memory that is to be frozen later, that somebody has it whom it does not know.
+  NoteLocked(NewMessage(protocol::Kind::kForkIntent));
 }
 
 void AfterForkInParent() {
@@ -162,6 +164,8 @@ void AttachChildLocked(int channel) {
   // what it writes.
   if (!tracked || (agent == AgentStart::kRefused && NeedsAgentLocked())) {
     if (uffd >= 0) raw::Call(SYS_close, uffd);
+    // Who goes without a word is dead; this one lives on and writes.
+    HandOver(protocol::Kind::kChildAttach, -1, AgentStart::kRefused);
     return GoOffLocked(tracked ? "it cannot have an agent thread" : "it cannot have a userfaultfd");
   }
   if (HandOver(protocol::Kind::kChildAttach, uffd, agent) != Io::kOk) {
@@ -342,14 +346,15 @@ void GoOffLocked(const char* why) {
   // Closing does not wake the agent, the end of the stream does. Not in a raw clone, whose channel
   // is its parent's.
   const bool cloned = g_client.pid != raw::Call(SYS_getpid);
+  // Before the pager hears of the end, and lets others write what views share. The agent does the
+  // same, and may come first.
+  LoseViewsLocked(cloned ? DontForkViews::kAreNotHere : DontForkViews::kLose);
   if (g_client.channel.IsOurs() && !cloned) {
     raw::Call(SYS_shutdown, g_client.channel.get(), SHUT_RDWR);
   }
   g_client.channel.Close();
   g_client.uffd_device.Close();
   g_client.phase.store(Phase::kOff, std::memory_order_release);
-  // The agent does the same, and may come first.
-  LoseViewsLocked(cloned ? DontForkViews::kAreNotHere : DontForkViews::kLose);
   GoPrivateLocked();
   g_client.regions.MakePlain();
   SayOnce("goes on without hostmm", why);

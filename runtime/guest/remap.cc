@@ -113,7 +113,11 @@ long RecordSecondWindowLocked(const Region& window, uint64_t first_va) {
   Message answer = {};
   const bool has_room = g_client.regions.HasRoom();
   if (has_room && AskLocked(map, nullptr, 0, &answer, nullptr) == Io::kOk) {
-    g_client.regions.Add(window);
+    Region second = window;
+    second.frozen = second.frozen || answer.value[1] == 1;
+    g_client.regions.Add(second);
+    // The entries that have moved here can be written, whatever is registered.
+    if (second.frozen) Zap(second.va, second.bytes);
     ApplyAccessLocked(window.va, window.bytes, answer);
     return static_cast<long>(window.va);
   }
@@ -249,8 +253,11 @@ long Remap(uint64_t old_addr, uint64_t old_bytes, uint64_t new_bytes, int flags,
     return got;
   }
   // A second window of the same file. One that did not opt in is the kernel's, which serves it from
-  // the same frames; only the first is registered.
-  return IsOptIn(window) ? RecordSecondWindowLocked(window, old_addr) : got;
+  // the same frames; only the first is registered. The pager is told that somebody has it whom it
+  // does not watch: of such memory there are no snapshots.
+  if (IsOptIn(window)) return RecordSecondWindowLocked(window, old_addr);
+  if (source.kind != RegionKind::kAdopted) NoteLocked(NewMessage(Kind::kForkIntent));
+  return got;
 }
 
 }  // namespace hostmm::guest

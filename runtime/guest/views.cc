@@ -112,8 +112,9 @@ long ZapRunLocked(uint64_t va, uint64_t first, uint64_t end, protocol::MmHandle 
     if (IsView(*region) && !region->lost && wanted) {
       // The order may come late: what the program has written meanwhile is not to be dropped.
       const bool writable = (region->share & kRegionViewWritable) != 0;
-      const bool done = writable && ZapSharedLocked(from, to - from);
-      const long zapped = done ? 0 : Zap(from, to - from);
+      // Without /proc nobody knows what that is: better no snapshot than lost writes.
+      const long shared = writable && !ZapSharedLocked(from, to - from) ? -EIO : 0;
+      const long zapped = writable ? shared : Zap(from, to - from);
       if (error == 0) error = zapped;
     }
     at = to;

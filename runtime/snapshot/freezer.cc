@@ -26,9 +26,7 @@ bool Contains(const std::vector<GuestId>& guests, GuestId guest) {
 bool IsGone(const Guest& guest, const Region& region) {
   // A block is a unit of every kind of frames.
   const uint64_t va = region.va.value() & ~(kBlockSize - 1);
-  const UffdResult result =
-      UffdWriteProtect(guest.uffd.fd.get(), va, kBlockSize, WriteProtected::kYes);
-  return result == UffdResult::kGuestGone && errno == ESRCH;
+  return UffdAddressSpace(guest.uffd.fd.get(), va, kBlockSize) == Alive::kNo;
 }
 
 }  // namespace
@@ -140,6 +138,7 @@ void Freezer::EndIfLast(LiveFile* file) {
 void Freezer::End(LiveFile* file, int error) {
   file->waiting.clear();
   file->state = LiveFile::State::kFrozen;
+  const MmId mm = file->mm;
   std::vector<FaultEvent> parked;
   parked.swap(file->parked);
   const Done done = std::move(file->done);
@@ -147,6 +146,7 @@ void Freezer::End(LiveFile* file, int error) {
   // It may thaw the file, and so end it, if no snapshot has come of it.
   done(error);
   for (const FaultEvent& event : parked) resume_(event);
+  ended_(mm);
 }
 
 void Freezer::Release(LiveFile* file, GuestId guest) {
@@ -169,13 +169,14 @@ void Freezer::OnFreezeDone(Guest& guest, const protocol::Message& message) {
   if (!Knows(guest, mm)) guest.knows_frozen.push_back(mm);
   if (message.order != file->freeze || !Contains(file->waiting, guest.id)) return;
   // Memory that is locked cannot be zapped.
-  if (message.status != protocol::Status::kOk) WriteProtect(guest, mm);
+  const int error = message.status != protocol::Status::kOk ? WriteProtect(guest, mm) : 0;
+  if (error != 0) return End(file, error);
   Release(file, guest.id);
 }
 
-void Freezer::OnZapped(Guest& guest, MmId mm) {
+void Freezer::OnZapped(Guest& guest, MmId mm, uint32_t freeze) {
   LiveFile* file = files_->Find(mm);
-  if (file == nullptr) return;
+  if (file == nullptr || file->freeze != freeze) return;
   if (!Knows(guest, mm)) guest.knows_frozen.push_back(mm);
   Release(file, guest.id);
 }
@@ -217,17 +218,12 @@ void Freezer::OnAttach(Guest& guest) {
   }
 }
 
-void Freezer::OnMapped(Guest& guest, MmId mm, AddrRange range) {
+void Freezer::OnMapped(Guest& guest, MmId mm) const {
   LiveFile* file = files_->Find(mm);
   if (file == nullptr || file->state == LiveFile::State::kThawed) return;
-  // Nothing is mapped there yet that could be written: nobody waits for it.
+  // Nothing is mapped there yet that could be written: nobody waits for it. That it knows, its
+  // agent has to say: of other windows, or by an earlier thaw that is on its way, it may not.
   Tell(guest, *file);
-  // Of earlier windows it may not know yet; then the agent has to say so.
-  const std::vector<Region> regions = RegionsOf(guest.id, mm);
-  const bool only = std::ranges::all_of(regions, [range](const Region& region) {
-    return region.va >= range.start && region.end() <= range.end;
-  });
-  if (only && !Knows(guest, mm)) guest.knows_frozen.push_back(mm);
 }
 
 void Freezer::ThawGuest(Guest& guest, MmId mm) const {
@@ -245,6 +241,11 @@ void Freezer::ThawGuest(Guest& guest, MmId mm) const {
   thaw.op = protocol::OrderOp::kThaw;
   thaw.mm = {mm.slot, mm.generation};
   if (guest.has_agent) SendPacket(guest.channel.fd.get(), thaw);
+}
+
+void Freezer::OnUnmapped(Guest& guest, MmId mm) {
+  ThawGuest(guest, mm);
+  if (LiveFile* file = files_->Find(mm); file != nullptr) Release(file, guest.id);
 }
 
 void Freezer::Thaw(LiveFile* file) {

@@ -41,6 +41,8 @@ namespace hostmm {
 class Freezer {
  public:
   using Done = std::function<void(int error)>;
+  // A freeze is over, and the faults that waited for it have been served.
+  using Ended = std::function<void(MmId)>;
   // Faults that waited for the end of a freeze.
   using Resume = std::function<void(const FaultEvent&)>;
 
@@ -49,6 +51,7 @@ class Freezer {
       : tables_(tables), guests_(guests), files_(files), normal_modes_(normal_modes) {}
 
   void SetResume(Resume resume) { resume_ = std::move(resume); }
+  void SetEnded(Ended ended) { ended_ = std::move(ended); }
 
   // Why not everybody who maps the file can be frozen; empty: they can.
   std::string WhyNot(MmId mm) const;
@@ -64,17 +67,18 @@ class Freezer {
 
   // A packet of the guest's agent.
   void OnFreezeDone(Guest& guest, const protocol::Message& message);
-  // The guest says otherwise that its mappings of the file are zapped.
-  void OnZapped(Guest& guest, MmId mm);
+  // The guest says otherwise that its mappings of the file are zapped, for that freeze.
+  void OnZapped(Guest& guest, MmId mm, uint32_t freeze);
   // `child` has just been copied from `parent` in the tables. kUnseen: of one of the files in
   // `unseen` the child may write what nobody sees.
   enum class Forked : uint8_t { kWatched, kUnseen };
   Forked OnFork(const Guest& parent, Guest& child, std::vector<MmId>* unseen);
   // It has a userfaultfd and perhaps an agent now, or a new agent.
   void OnAttach(Guest& guest);
-  // The file has just been mapped there in the guest, and registered with ModesFor(file). The
-  // guest's library learns from the answer that it is frozen.
-  void OnMapped(Guest& guest, MmId mm, AddrRange range);
+  // The file has just been mapped in the guest, and registered with ModesFor(file).
+  void OnMapped(Guest& guest, MmId mm) const;
+  // The guest maps nothing of the file any more.
+  void OnUnmapped(Guest& guest, MmId mm);
   // A child that registered itself for everything: what is not frozen any more is registered anew.
   void OnTrackedChild(Guest& guest);
   void OnGuestGone(GuestId guest);
@@ -108,6 +112,7 @@ class Freezer {
   const uint64_t normal_modes_;
   uint32_t next_ = 1;  // number of the next freeze, of whatever file
   Resume resume_ = [](const FaultEvent&) {};
+  Ended ended_ = [](MmId) {};
 };
 
 }  // namespace hostmm

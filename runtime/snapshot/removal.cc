@@ -17,6 +17,16 @@
 
 namespace hostmm {
 
+namespace {
+
+// The first page from `page` on that has data, or none that matters.
+FilePage NextData(int file, FilePage page) {
+  const off_t data = lseek(file, static_cast<off_t>(page.value() * kPageSize), SEEK_DATA);
+  return data < 0 ? FilePage(kMaxFilePages) : FilePage(static_cast<uint64_t>(data) / kPageSize);
+}
+
+}  // namespace
+
 struct Snapshots::Removal {
   UniqueFd reply;
   std::vector<Region> parts;  // what is left; pages are taken off the front one
@@ -57,14 +67,19 @@ void Snapshots::RemoveNext(const std::shared_ptr<Removal>& removal) {
   }
   Region& part = removal->parts.front();
   const std::shared_ptr<const Backing> backing = files_->Find(part.mm);
+  // Whoever asked has gone, and nobody else maps it.
+  if (backing == nullptr) return SayRefused(removal->reply.get(), ESRCH, "unmapped meanwhile");
   // The part of a hugetlb block has no hole of its own; the kernel wipes it, as without us.
   const bool blocks = backing->kind() == FrameKind::kHugetlb;
   const FilePage first = part.file_page;
   const FilePage end = std::min(part.file_end(), EndPageOf(BlockFloor(first)));
+  const bool frozen = live_.Find(part.mm) != nullptr;
   std::vector<FilePage> shared;
-  for (FilePage page = first; page < end; page = page + PageCount(1)) {
+  for (FilePage page = first; frozen && page < end; page = page + PageCount(1)) {
     if (blocks && !shared.empty()) break;
-    if (!live_.empty() && live_.Find(part.mm) != nullptr && cow_.IsShared(part.mm, page)) {
+    // A hole stays what it is.
+    if (!blocks) page = std::max(page, NextData(backing->file().get(), page));
+    if (page < end && cow_.IsShared(part.mm, page)) {
       shared.push_back(blocks ? FirstPageOf(BlockFloor(page)) : page);
     }
   }

@@ -25,6 +25,10 @@ UniqueFd ReadOnly(const UniqueFd& file) {
   return UniqueFd(open(path, O_RDONLY | O_CLOEXEC));
 }
 
+UniqueFd Copy(const UniqueFd& fd) {
+  return UniqueFd(fd.ok() ? fcntl(fd.get(), F_DUPFD_CLOEXEC, 0) : -1);
+}
+
 }  // namespace
 
 void Snapshots::ViewFile(Packet& packet) {
@@ -156,11 +160,9 @@ void Snapshots::ForkCow(Guest& guest, Packet& packet) {
     const int error = there == nullptr || live_.Find(source) == nullptr
                           ? EINVAL
                           : StartCowFork(*there, range, source, *asker);
-    if (error == 0) return;
-    SayRefused(asker->reply.get(), error, "it could not be frozen");
-    ThawIfLast(source);
-    RunRequests(source);
+    if (error != 0) SayRefused(asker->reply.get(), error, "it could not be frozen");
   });
+  RunRequests(source);
 }
 
 // RETURNS an errno, or 0: the asker has been answered.
@@ -172,12 +174,15 @@ int Snapshots::StartCowFork(Guest& guest, AddrRange range, MmId source, const As
   if (!readable.ok()) return EMFILE;
   TakenSnapshot* taken = Record(source, asker.uid);
   if (taken == nullptr) return ENOSPC;
+  // Later than this call only because a process left meanwhile: then the child's view is no
+  // snapshot.
+  auto answered = std::make_shared<bool>(false);
   auto error = std::make_shared<int>(0);
-  freezer_.Freeze(file, [this, source, error](int failed) {
+  freezer_.Freeze(file, [this, source, answered, error](int failed) {
     *error = failed;
-    ThawIfLast(source);
-    RunRequests(source);
+    if (*answered && failed != 0) Lose(source, "a process left hostmm meanwhile", [] {});
   });
+  *answered = true;
   if (*error != 0) {
     set_.Unhold(taken);
     return *error;
@@ -189,7 +194,9 @@ int Snapshots::StartCowFork(Guest& guest, AddrRange range, MmId source, const As
 // The hold of `taken` is the fork's.
 void Snapshots::AnswerCowFork(Guest& guest, AddrRange range, const TakenSnapshot& taken, int reply,
                               const UniqueFd& file) {
-  guest.cow_forks.push_back({range.start, range.end, taken.mm, taken.number});
+  const LiveFile* live = live_.Find(taken.source);
+  guest.cow_forks.push_back(
+      {range.start, range.end, taken.mm, taken.number, live != nullptr ? live->freeze : 0});
   Message answer = NewPacket(protocol::Kind::kReply);
   answer.mm = {taken.mm.slot, taken.mm.generation};
   if (reply >= 0) SendPacket(reply, answer, file.get());
@@ -206,8 +213,10 @@ std::optional<CowFork> Snapshots::OpenCowFork(const Guest& guest, const LiveFile
 }
 
 void Snapshots::BeforeFork(Guest& parent) {
-  for (const CowFork& fork : parent.cow_forks) {
-    freezer_.OnZapped(parent, cow_.SourceOf(fork.snapshot));
+  // A copy: the end of a freeze lets the next request run.
+  const std::vector<CowFork> forks = parent.cow_forks;
+  for (const CowFork& fork : forks) {
+    freezer_.OnZapped(parent, cow_.SourceOf(fork.snapshot), fork.freeze);
   }
 }
 
@@ -225,10 +234,9 @@ void Snapshots::AfterFork(Guest& parent, Guest* child) {
                            [&](const Region& region) { inherited.push_back(region.mm); });
     for (const MmId mm : inherited) {
       if (files_->Find(mm) == nullptr) continue;
-      unwatched_[KeyOf(mm)].push_back({});
+      AddUnwatched(mm, 0, UniqueFd());
       if (live_.Find(mm) == nullptr) continue;
       LoseFor(mm, "a forked process is not watched");
-      freezer_.OnLeft(mm);
     }
   }
   while (!parent.cow_forks.empty()) DropCowFork(parent, parent.cow_forks.front().va);
@@ -273,16 +281,18 @@ void Snapshots::OnAttach(Guest& guest) {
   freezer_.OnAttach(guest);
 }
 
-Snapshots::Frozen Snapshots::OnMapped(Guest& guest, MmId mm, AddrRange range) {
+Snapshots::Frozen Snapshots::OnMapped(Guest& guest, MmId mm) const {
   if (!IsFrozen(mm)) return Frozen::kNo;
-  freezer_.OnMapped(guest, mm, range);
+  freezer_.OnMapped(guest, mm);
   return Frozen::kYes;
 }
 
-// Who has no view any more holds up nobody.
-void Snapshots::OnUnmapped(const Guest& guest, const std::vector<Region>& gone) const {
+// Who has no view any more holds up nobody; who maps nothing of a frozen file waits for nobody.
+void Snapshots::OnUnmapped(Guest& guest, const std::vector<Region>& gone) {
   for (const Region& region : gone) {
-    if ((region.flags & kView) == 0 || MapsFile(guest.id, region.mm) || !guest.has_agent) continue;
+    if (MapsFile(guest.id, region.mm) || !guest.has_agent) continue;
+    if (IsFrozen(region.mm)) freezer_.OnUnmapped(guest, region.mm);
+    if ((region.flags & kView) == 0) continue;
     Message let_go = NewPacket(protocol::Kind::kOrder);
     let_go.op = protocol::OrderOp::kHoldLife;
     let_go.mm = {region.mm.slot, region.mm.generation};
@@ -292,6 +302,8 @@ void Snapshots::OnUnmapped(const Guest& guest, const std::vector<Region>& gone) 
 
 // A process that lives on writes unseen when its userfaultfd is closed.
 void Snapshots::OnLeaving(const Guest& guest) {
+  // A child that did not attach has run nothing of its program: it is dead, or there was no fork.
+  if (guest.pid == 0) return;
   std::optional<Region> one;
   std::vector<MmId> mapped;
   tables_->ForEachRegion(guest.id, [&](const Region& region) {
@@ -308,20 +320,30 @@ void Snapshots::OnLeaving(const Guest& guest) {
   for (const MmId mm : mapped) Abandon(guest, mm);
 }
 
+// One entry for each process, so that a guest that comes and goes takes no more.
+void Snapshots::AddUnwatched(MmId mm, pid_t pid, const UniqueFd& pidfd) {
+  std::vector<Unwatched>& processes = unwatched_[KeyOf(mm)];
+  const auto same = [pid](const Unwatched& process) { return process.pid == pid; };
+  // The number may be that of another process by now.
+  std::erase_if(processes, same);
+  processes.push_back({pid, Copy(pidfd)});
+}
+
 // Snapshots that are to come must know of it, and those that are there are lost. Until no view of
 // them is left, our copy of its userfaultfd holds it, as its agent's does.
+void Snapshots::OnSilent(const Guest& guest) {
+  std::vector<MmId> mapped;
+  tables_->ForEachRegion(guest.id, [&](const Region& region) {
+    if (files_->Find(region.mm) != nullptr) mapped.push_back(region.mm);
+  });
+  for (const MmId mm : mapped) Abandon(guest, mm);
+}
+
 void Snapshots::Abandon(const Guest& guest, MmId mm) {
-  const auto copy = [](const UniqueFd& fd) {
-    return UniqueFd(fd.ok() ? fcntl(fd.get(), F_DUPFD_CLOEXEC, 0) : -1);
-  };
-  unwatched_[KeyOf(mm)].push_back({copy(guest.pidfd.fd)});
+  AddUnwatched(mm, guest.pid, guest.pidfd.fd);
   if (live_.Find(mm) == nullptr) return;
-  const auto uffd = std::make_shared<const UniqueFd>(copy(guest.uffd.fd));
-  Lose(mm,
-       guest.pid != 0 ? absl::StrCat("process ", guest.pid, " left hostmm")
-                      : "a forked process did not attach",
-       [uffd] {});
-  freezer_.OnLeft(mm);
+  const auto uffd = std::make_shared<const UniqueFd>(Copy(guest.uffd.fd));
+  LoseFor(mm, absl::StrCat("process ", guest.pid, " left hostmm"), [uffd] {});
 }
 
 void Snapshots::OnGone(Guest& guest) {

@@ -26,6 +26,7 @@ namespace {
 // Snapshots of one file that wait for a freeze to end. Arbitrary; bounds the descriptors that
 // guests can have us hold.
 constexpr size_t kMaxRequests = 64;
+constexpr char kTooMany[] = "too many snapshots of it are being taken";
 
 // Images that are written at a time: each has buffers of 8 MiB, and threads are few.
 constexpr uint32_t kMaxExports = 16;
@@ -62,6 +63,7 @@ Snapshots::Snapshots(const Parts& parts, const Terms& terms)
     if (LiveFile* file = live_.Find(source); file != nullptr) file->store->Drop(first, count);
   });
   files_->SetOnReleased([this](MmId mm) { OnReleased(mm); });
+  freezer_.SetEnded([this](MmId mm) { RunRequests(mm); });
 }
 
 std::string Snapshots::WhyNot(MmId source) {
@@ -86,14 +88,16 @@ void Snapshots::Take(Guest& guest, Packet& packet) {
   if (const std::string why = WhyNot(region->mm); !why.empty()) {
     return Refuse(packet, ENOTSUP, why);
   }
-  const auto waiting = requests_.find(KeyOf(region->mm));
-  if (waiting != requests_.end() && waiting->second.size() >= kMaxRequests) {
-    return Refuse(packet, EAGAIN, "too many snapshots of it are being taken");
-  }
+  if (HasTooManyRequests(region->mm)) return Refuse(packet, EAGAIN, kTooMany);
   auto asker = std::make_shared<Asker>();
   asker->reply = std::move(packet.fds[0]);
   asker->uid = guest.uid;
   TakeOf(region->mm, std::move(asker));
+}
+
+bool Snapshots::HasTooManyRequests(MmId source) const {
+  const auto waiting = requests_.find(KeyOf(source));
+  return waiting != requests_.end() && waiting->second.size() >= kMaxRequests;
 }
 
 void Snapshots::TakeOf(MmId source, std::shared_ptr<Asker> asker) {
@@ -113,13 +117,19 @@ void Snapshots::WhenNotFreezing(LiveFile* file, std::function<void()> request) {
   requests_[KeyOf(file->mm)].push_back(std::move(request));
 }
 
+// At the end of a freeze, when the faults that waited have been served.
 void Snapshots::RunRequests(MmId source) {
-  const auto it = requests_.find(KeyOf(source));
-  if (it == requests_.end()) return;
-  const std::function<void()> next = std::move(it->second.front());
-  it->second.pop_front();
-  if (it->second.empty()) requests_.erase(it);
-  next();
+  for (;;) {
+    const LiveFile* file = live_.Find(source);
+    if (file != nullptr && file->state == LiveFile::State::kFreezing) return;
+    const auto it = requests_.find(KeyOf(source));
+    if (it == requests_.end()) break;
+    const std::function<void()> next = std::move(it->second.front());
+    it->second.pop_front();
+    if (it->second.empty()) requests_.erase(it);
+    next();
+  }
+  ThawIfLast(source);
 }
 
 void Snapshots::OnFrozen(MmId source, const std::shared_ptr<Asker>& asker, int error) {
@@ -134,8 +144,6 @@ void Snapshots::OnFrozen(MmId source, const std::shared_ptr<Asker>& asker, int e
                                       : "the pager's tables are full";
     SayRefused(asker->reply.get(), error != 0 ? error : ENOSPC, why);
   }
-  ThawIfLast(source);
-  RunRequests(source);
 }
 
 // Enters a snapshot into the tables. With one hold, which is the caller's. nullptr: they are full.
@@ -281,6 +289,7 @@ void Snapshots::OnTool(const Peer& peer, Packet& packet, const ResolveName& reso
     return Refuse(packet, error, error == ENOENT ? "no region has that name" : "not yours");
   }
   if (const std::string why = WhyNot(mm); !why.empty()) return Refuse(packet, ENOTSUP, why);
+  if (HasTooManyRequests(mm)) return Refuse(packet, EAGAIN, kTooMany);
   auto asker = std::make_shared<Asker>();
   asker->reply = std::move(packet.fds[0]);
   asker->uid = peer.uid;
@@ -328,11 +337,17 @@ bool Snapshots::IsFrozen(MmId mm) const {
 // All of the file, for all who have them, before anybody may write what they share.
 void Snapshots::Lose(MmId source, const std::string& why, std::function<void()> then) {
   for (TakenSnapshot* snapshot : set_.OfSource(source)) snapshot->lost = why;
-  Losing& losing = losing_[KeyOf(source)];
-  losing.then.push_back(std::move(then));
-  for (const MmId mm : cow_.SnapshotsOf(source)) {
-    if (std::ranges::find(losing.open, mm) != losing.open.end()) continue;
-    losing.open.push_back(mm);
+  std::vector<MmId> lost;
+  {
+    Losing& losing = losing_[KeyOf(source)];
+    losing.then.push_back(std::move(then));
+    for (const MmId mm : cow_.SnapshotsOf(source)) {
+      if (std::ranges::find(losing.open, mm) == losing.open.end()) lost.push_back(mm);
+    }
+    losing.open.insert(losing.open.end(), lost.begin(), lost.end());
+  }
+  // Each may call back at once, and the last one end it all.
+  for (const MmId mm : lost) {
     views_.Lose(mm, [this, source, mm] { OnViewsLost(source, mm); });
   }
   EndLosing(source);

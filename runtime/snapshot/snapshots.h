@@ -89,12 +89,16 @@ class Snapshots {
   // A region of the file was mapped at a new place and registered with ModesFor. kYes: it is
   // frozen.
   enum class Frozen : uint8_t { kNo, kYes };
-  Frozen OnMapped(Guest& guest, MmId mm, AddrRange range);
+  Frozen OnMapped(Guest& guest, MmId mm) const;
   uint64_t ModesFor(MmId mm) const { return freezer_.ModesFor(mm); }
   // The guest has unmapped `gone`, in the tables too.
-  void OnUnmapped(const Guest& guest, const std::vector<Region>& gone) const;
+  void OnUnmapped(Guest& guest, const std::vector<Region>& gone);
   // The guest's channel has ended; nothing of it has been closed yet.
   void OnLeaving(const Guest& guest);
+  // A child that was announced did not come in time, and may yet live.
+  void OnSilent(const Guest& guest);
+  // The guest maps the file and is not watched: snapshots of it are lost, and none is taken.
+  void Abandon(const Guest& guest, MmId mm);
   // Its library registered itself as if files were frozen that may not be any more.
   void OnTrackedChild(Guest& guest) { freezer_.OnTrackedChild(guest); }
   // It is in no table any more.
@@ -109,9 +113,11 @@ class Snapshots {
     first_writes_.OnWrite(event, decision);
   }
   void OnViewTouch(Guest& guest, const FaultEvent& event) { views_.OnTouch(guest, event); }
-  // Somebody may write to the file unseen from now on.
-  void LoseFor(MmId source, const std::string& why) {
-    Lose(source, why, [] {});
+  // Somebody may write to the file unseen; nobody may before `then`.
+  void LoseFor(
+      MmId source, const std::string& why, std::function<void()> then = [] {}) {
+    Lose(source, why, std::move(then));
+    freezer_.OnLeft(source);
   }
   bool IsFrozen(MmId mm) const;
 
@@ -130,11 +136,14 @@ class Snapshots {
   };
   struct Removal;
   struct Unwatched {
-    UniqueFd pidfd;  // none: it is not known who
+    pid_t pid = 0;  // 0: it is not known who
+    UniqueFd pidfd;
   };
+  void AddUnwatched(MmId mm, pid_t pid, const UniqueFd& pidfd);
 
   void TakeOf(MmId source, std::shared_ptr<Asker> asker);
   std::string WhyNot(MmId source);
+  bool HasTooManyRequests(MmId source) const;
   void WhenNotFreezing(LiveFile* file, std::function<void()> request);
   void OnFrozen(MmId source, const std::shared_ptr<Asker>& asker, int error);
   TakenSnapshot* Record(MmId source, uid_t uid);
@@ -153,11 +162,10 @@ class Snapshots {
   void CountSnapshots(MmId source);
   enum class Held : uint8_t { kYes, kNo };
   Held HoldView(Guest& guest, MmId snapshot);
-  void Abandon(const Guest& guest, MmId mm);
   void MapCowViews(Guest& parent, Guest& child);
   int StartCowFork(Guest& guest, AddrRange range, MmId source, const Asker& asker);
-  static void AnswerCowFork(Guest& guest, AddrRange range, const TakenSnapshot& taken, int reply,
-                            const UniqueFd& file);
+  void AnswerCowFork(Guest& guest, AddrRange range, const TakenSnapshot& taken, int reply,
+                     const UniqueFd& file);
   std::optional<CowFork> OpenCowFork(const Guest& guest, const LiveFile& file) const;
   void DropCowFork(Guest& guest, GuestAddr va);
   bool MapsFile(GuestId guest, MmId mm) const;

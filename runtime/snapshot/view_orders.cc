@@ -22,18 +22,19 @@ void ViewOrders::Send(const std::vector<Item>& items, Done done, const Each& eac
   for (const Item& item : items) {
     Guest* guest = guests_->Find(item.guest);
     if (guest == nullptr) continue;
-    const auto answered = [this, number, each, id = item.guest](const protocol::Message&) {
+    const auto answered = [this, number, each, id = item.guest](const protocol::Message& answer) {
       if (each) each(id);
-      OnAnswer(number, id);
+      OnAnswer(number, id, answer.status);
     };
     orders_->Queue(*guest, item.order, answered);
   }
   EndIfLast(number);
 }
 
-void ViewOrders::OnAnswer(uint64_t number, GuestId guest) {
+void ViewOrders::OnAnswer(uint64_t number, GuestId guest, protocol::Status status) {
   const auto it = groups_.find(number);
   if (it == groups_.end()) return;
+  if (status != protocol::Status::kOk) it->second.end = End::kSomeLate;
   const auto one = std::ranges::find(it->second.waiting, guest);
   if (one != it->second.waiting.end()) it->second.waiting.erase(one);
   EndIfLast(number);
@@ -41,7 +42,7 @@ void ViewOrders::OnAnswer(uint64_t number, GuestId guest) {
 
 void ViewOrders::EndIfLast(uint64_t number) {
   const auto it = groups_.find(number);
-  if (it != groups_.end() && it->second.waiting.empty()) Finish(number, End::kAllDone);
+  if (it != groups_.end() && it->second.waiting.empty()) Finish(number, it->second.end);
 }
 
 void ViewOrders::Finish(uint64_t number, End end) {

@@ -18,6 +18,7 @@ namespace hostmm {
 
 class ViewOrders {
  public:
+  // kSomeLate: or could not do it.
   enum class End : uint8_t { kAllDone, kSomeLate };
   using Done = std::function<void(End)>;
   struct Item {
@@ -38,9 +39,10 @@ class ViewOrders {
   struct Group {
     std::vector<GuestId> waiting;  // once for each order
     uint32_t ticks = 0;
+    End end = End::kAllDone;
     Done done;
   };
-  void OnAnswer(uint64_t number, GuestId guest);
+  void OnAnswer(uint64_t number, GuestId guest, protocol::Status status);
   void EndIfLast(uint64_t number);
   void Finish(uint64_t number, End end);
 

@@ -70,9 +70,20 @@ void Views::Zero(const Guest& guest, const Touch& touch, const LiveFile& file) {
   Answer(uffd, touch, UffdCopy(uffd, touch.va, zeros.data(), kBlockSize));
 }
 
-// What is mapped there already stands for good, or the thread comes again.
+// What is mapped there already stands for good, or the thread comes again. Without memory for it
+// that would go on for ever.
 void Views::Answer(int uffd, const Touch& touch, UffdResult result) {
-  if (result != UffdResult::kDone) UffdWake(uffd, touch.va, touch.bytes());
+  if (result == UffdResult::kDone) return;
+  const MmId source = cow_.SourceOf(touch.region.mm);
+  if (result == UffdResult::kRefused && source.valid()) {
+    return lost_(source, "no memory for a page of a view");
+  }
+  // Its own, and protected by mistake.
+  const bool own = result == UffdResult::kAlreadyMapped &&
+                   touch.event.kind == FaultKind::kWriteProtect &&
+                   !pages_.Has(touch.guest, touch.region.mm, touch.first);
+  if (own) UffdWriteProtect(uffd, touch.va, touch.bytes(), WriteProtected::kNo);
+  UffdWake(uffd, touch.va, touch.bytes());
 }
 
 void Views::CopyOver(Guest& guest, const Touch& touch) {

@@ -86,7 +86,7 @@ class Views {
   bool IsThere(const Touch& touch) const;
   void Copy(const Touch& touch);
   void CopyBlock(const Touch& touch, const LiveFile& file, CowTables::Page from);
-  static void Answer(int uffd, const Touch& touch, UffdResult result);
+  void Answer(int uffd, const Touch& touch, UffdResult result);
   std::vector<ViewOrders::Item> ZapsOf(GuestId holder, MmId snapshot, FilePage first,
                                        PageCount count) const;
 
