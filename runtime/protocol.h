@@ -204,20 +204,21 @@ enum class OrderOp : uint32_t {
   // Look at the board of `mm` now. Not answered.
   kLook,
   // Under the guest's lock: mark all regions of `mm` as frozen (a forked child registers them with
-  // kTrackedModes), zap them unless value[0] = 1, say kFreezeDone. fds: userfaultfd, read end of the
-  // life pipe: kept until that pipe's last write end is closed, when the pager has gone, so that
-  // nobody writes unseen; or until kThaw.
+  // kTrackedModes), zap them unless value[0] = 1, say kFreezeDone. fds: userfaultfd, read end of
+  // the life pipe: kept until that pipe's last write end is closed, when the pager has gone, so
+  // that nobody writes unseen; or until kThaw.
   kFreeze,
   // The regions of `mm` are frozen no more: zap them, so that they are mapped natively again. Not
   // answered.
   kThaw,
-  // Zap the pages of the block at `va` whose bits are set in text[0..63] (512 bits, lowest first) in
-  // a view of `mm`. Answered by kOrderDone.
+  // Zap the pages of the block at `va` whose bits are set in text[0..63] (512 bits, lowest first)
+  // in a view of `mm`. Answered by kOrderDone.
   kZapPages,
-  // The view at [va, va+length) is lost: every access to it is to be SIGBUS. Answered by kOrderDone.
+  // The view at [va, va+length) is lost: every access to it is to be SIGBUS. Answered by
+  // kOrderDone.
   kLoseView,
-  // fd: a write end of the life pipe of `mm`, a snapshot. Kept until the guest has no view of it: when
-  // the channel ends, views are lost first. Without a descriptor: let go of it. Not answered.
+  // fd: a write end of the life pipe of `mm`, a snapshot. Kept until the guest has no view of it:
+  // when the channel ends, views are lost first. Without a descriptor: let go of it. Not answered.
   kHoldLife,
 };
 
@@ -227,8 +228,8 @@ enum class Mode : uint32_t {
   kNative = 2,  // no userfaultfd to be had: the kernel fills holes from the same frames
 };
 
-// UFFDIO_REGISTER_MODE_MISSING | _WP | _MINOR: everything of frozen memory and of views comes to the
-// pager.
+// UFFDIO_REGISTER_MODE_MISSING | _WP | _MINOR: everything of frozen memory and of views comes to
+// the pager.
 inline constexpr uint64_t kTrackedModes = 7;
 
 struct MmHandle {
