@@ -37,10 +37,10 @@ extern "C" {
 #define MAP_SHARED_DEDICATED 0x400000
 #endif
 
-/* Beside MAP_PRIVATE | MAP_ANONYMOUS: private memory whose fork costs a freeze of this process's own
- * mapping instead of a copy of its page tables, for programs that fork to have a snapshot. The child
- * has a private view of what was there; both sides may write, neither sees it of the other. Below
- * 8 MiB, and where hostmm is absent, it is plain private memory, which means the same. */
+/* Beside MAP_PRIVATE | MAP_ANONYMOUS: private memory whose fork costs a freeze of this process's
+ * own mapping instead of a copy of its page tables, for programs that fork to have a snapshot. The
+ * child has a private view of what was there; both sides may write, neither sees it of the other.
+ * Below 8 MiB, and where hostmm is absent, it is plain private memory, which means the same. */
 #ifndef MAP_PRIVATE_COW
 #define MAP_PRIVATE_COW 0x800000
 #endif
@@ -124,69 +124,68 @@ int hostmm_shm_open(const char* name, int oflag, mode_t mode, size_t length);
 int hostmm_shm_unlink(const char* name);
 
 /* A point-in-time snapshot of the whole file of which a part is mapped at addr (managed by hostmm,
- * with frames of the pager's). Everybody who maps it goes on; whoever writes to a page for the first
- * time since waits until the page as it was has been copied. What is seen in a snapshot is the content
- * of one moment between the call and its return.
- * RETURNS a handle: a descriptor (O_CLOEXEC) for the functions below, which may be inherited and passed
- * to other processes. The snapshot goes when its last handle is closed and its last view unmapped.
- * Writes that do not pass the page tables of its mappers are not held: of write(2) to a descriptor of a
- * named region, of plain mappings of one that hostmm does not manage, and of I/O whose pages were pinned
- * before the call (O_DIRECT reads in flight, io_uring fixed buffers): they reach the live memory, and
- * may be seen in the snapshot.
- * ENOMEM: hostmm manages nothing at addr. ENOTSUP: the file is not one of the pager's, addr is in a
- * view, there is no userfaultfd, or a process maps it that cannot be frozen or has left hostmm
- * (hostmm_error names it). ENOSPC: the pager's tables are full. EAGAIN: a process left hostmm
- * meanwhile, or too many snapshots are being taken. ENOTCONN. */
+ * with frames of the pager's). Everybody who maps it goes on; whoever writes to a page for the
+ * first time since waits until the page as it was has been copied. What is seen in a snapshot is
+ * the content of one moment between the call and its return. RETURNS a handle: a descriptor
+ * (O_CLOEXEC) for the functions below, which may be inherited and passed to other processes. The
+ * snapshot goes when its last handle is closed and its last view unmapped. Writes that do not pass
+ * the page tables of its mappers are not held: of write(2) to a descriptor of a named region, of
+ * plain mappings of one that hostmm does not manage, and of I/O whose pages were pinned before the
+ * call (O_DIRECT reads in flight, io_uring fixed buffers): they reach the live memory, and may be
+ * seen in the snapshot. ENOMEM: hostmm manages nothing at addr. ENOTSUP: the file is not one of the
+ * pager's, addr is in a view, there is no userfaultfd, or a process maps it that cannot be frozen
+ * or has left hostmm (hostmm_error names it). ENOSPC: the pager's tables are full. EAGAIN: a
+ * process left hostmm meanwhile, or too many snapshots are being taken. ENOTCONN. */
 int hostmm_snapshot(const void* addr);
 
 struct hostmm_snapshot_info {
-  size_t size;           /* sizeof(struct hostmm_snapshot_info), set by the caller */
-  size_t length;         /* bytes of the file */
-  size_t unit;           /* bytes that are copied at once: 4 KiB, or 2 MiB on hugetlb frames */
-  size_t copied_bytes;   /* of pages that were copied for this and other snapshots of the file */
-  size_t pages_copied;   /* pages of 4 KiB that differ from the live memory, so far */
-  size_t views;          /* mappings of it */
+  size_t size;         /* sizeof(struct hostmm_snapshot_info), set by the caller */
+  size_t length;       /* bytes of the file */
+  size_t unit;         /* bytes that are copied at once: 4 KiB, or 2 MiB on hugetlb frames */
+  size_t copied_bytes; /* of pages that were copied for this and other snapshots of the file */
+  size_t pages_copied; /* pages of 4 KiB that differ from the live memory, so far */
+  size_t views;        /* mappings of it */
 };
 
-/* What there is to know about a snapshot; info may be NULL. Also the way to learn whether what has been
- * read of a view was the snapshot: 0 says that everything read before the call was.
- * EIO: the snapshot is lost (memory for copies has run out, a process left hostmm while it mapped the
- * region, or the pager is gone), hostmm_error() says which. EBADF: no handle. EINVAL: info->size. */
+/* What there is to know about a snapshot; info may be NULL. Also the way to learn whether what has
+ * been read of a view was the snapshot: 0 says that everything read before the call was. EIO: the
+ * snapshot is lost (memory for copies has run out, a process left hostmm while it mapped the
+ * region, or the pager is gone), hostmm_error() says which. EBADF: no handle. EINVAL: info->size.
+ */
 int hostmm_snapshot_info(int snapshot, struct hostmm_snapshot_info* info);
 
-/* Maps [offset, offset + length) of the snapshot: prot is PROT_READ, or PROT_READ | PROT_WRITE for a
- * view whose changes stay this mapping's own. addr NULL: a place is chosen, else exactly there
- * (EEXIST). addr, length, offset: multiples of 4 KiB (hugetlb: 2 MiB). Pages that nobody has written
- * since are shared with the live region. munmap, hostmm_munmap: whole or in parts. A forked child has
- * no such mapping; it may map its own. If the snapshot is lost, or hostmm is closed, an access is
- * SIGBUS.
- * EINVAL, ENOMEM, EEXIST: as mmap. EIO: lost. EBADF: no handle. EPERM: the process has no agent thread.
- * ENOTCONN. */
+/* Maps [offset, offset + length) of the snapshot: prot is PROT_READ, or PROT_READ | PROT_WRITE for
+ * a view whose changes stay this mapping's own. addr NULL: a place is chosen, else exactly there
+ * (EEXIST). addr, length, offset: multiples of 4 KiB (hugetlb: 2 MiB). Pages that nobody has
+ * written since are shared with the live region. munmap, hostmm_munmap: whole or in parts. A forked
+ * child has no such mapping; it may map its own. If the snapshot is lost, or hostmm is closed, an
+ * access is SIGBUS. EINVAL, ENOMEM, EEXIST: as mmap. EIO: lost. EBADF: no handle. EPERM: the
+ * process has no agent thread. ENOTCONN. */
 void* hostmm_snapshot_map(int snapshot, void* addr, size_t length, int prot, off_t offset);
 
 struct hostmm_export {
-  size_t size;        /* sizeof(struct hostmm_export) */
-  int resume;         /* not 0: go on behind the last whole record that the file has */
-  int earlier;        /* handle of an earlier snapshot of the same region: write only what has changed
-                         since; -1: everything */
-  void (*progress)(void* arg, size_t done, size_t total); /* bytes of the region; may be NULL. Called by
-                         the calling thread, about ten times a second and at the end */
+  size_t size; /* sizeof(struct hostmm_export) */
+  int resume;  /* not 0: go on behind the last whole record that the file has */
+  int earlier; /* handle of an earlier snapshot of the same region: write only what has changed
+                  since; -1: everything */
+  void (*progress)(void* arg, size_t done, size_t total); /* bytes of the region; may be NULL.
+                         Called by the calling thread, about ten times a second and at the end */
   void* arg;
 };
 
-/* Writes an image of the snapshot to fd (a file or a pipe), which the pager does, while everybody goes
- * on writing to the region. Blocks of zeros are left out; every record has a checksum. Format:
+/* Writes an image of the snapshot to fd (a file or a pipe), which the pager does, while everybody
+ * goes on writing to the region. Blocks of zeros are left out; every record has a checksum. Format:
  * docs/image_format.md. options NULL: all of it, from the start. RETURNS 0 when all is written (no
  * fsync).
- * EIO: lost. EINVAL: options; earlier is of another region or not earlier; resume on what is no image of
- * this snapshot or no file. EBADF: snapshot, fd. ENOSPC, EPIPE, EFBIG, ...: of the write; what is written is a
- * prefix that can be resumed. ENOTCONN: the pager is gone. */
+ * EIO: lost. EINVAL: options; earlier is of another region or not earlier; resume on what is no
+ * image of this snapshot or no file. EBADF: snapshot, fd. ENOSPC, EPIPE, EFBIG, ...: of the write;
+ * what is written is a prefix that can be resumed. ENOTCONN: the pager is gone. */
 int hostmm_snapshot_export(int snapshot, int fd, const struct hostmm_export* options);
 
-/* Reads an image into [addr, addr + length), checking it; what the image leaves out is zeroed, or left
- * as it is if the image is incremental (load the earlier ones first). fd: at the start of the image.
- * EILSEQ: damaged, or not whole; what was read before stays. EFBIG: it is longer than length. EINVAL:
- * no image. EBADF, EIO: of read. */
+/* Reads an image into [addr, addr + length), checking it; what the image leaves out is zeroed, or
+ * left as it is if the image is incremental (load the earlier ones first). fd: at the start of the
+ * image. EILSEQ: damaged, or not whole; what was read before stays. EFBIG: it is longer than
+ * length. EINVAL: no image. EBADF, EIO: of read. */
 int hostmm_image_load(int fd, void* addr, size_t length);
 
 /* Why the calling thread's last hostmm_ function failed: one line with its arguments. Never NULL;
