@@ -230,8 +230,10 @@ void Snapshots::AfterFork(Guest& parent, Guest* child) {
       LoseFor(mm, absl::StrCat("process ", parent.pid, " forked before it could be frozen"));
     }
   } else {
-    tables_->ForEachRegion(parent.id,
-                           [&](const Region& region) { inherited.push_back(region.mm); });
+    tables_->ForEachRegion(parent.id, [&](const Region& region) {
+      const bool known = std::ranges::find(inherited, region.mm) != inherited.end();
+      if (!known) inherited.push_back(region.mm);
+    });
     for (const MmId mm : inherited) {
       if (files_->Find(mm) == nullptr) continue;
       AddUnwatched(mm, 0, UniqueFd());
@@ -289,8 +291,15 @@ Snapshots::Frozen Snapshots::OnMapped(Guest& guest, MmId mm) const {
 
 // Who has no view any more holds up nobody; who maps nothing of a frozen file waits for nobody.
 void Snapshots::OnUnmapped(Guest& guest, const std::vector<Region>& gone) {
+  if (!any() || !guest.has_agent) return;
+  // One mapping may have been thousands of regions.
+  std::vector<Region> files;
   for (const Region& region : gone) {
-    if (MapsFile(guest.id, region.mm) || !guest.has_agent) continue;
+    const auto same = [&region](const Region& other) { return other.mm == region.mm; };
+    if (std::ranges::none_of(files, same)) files.push_back(region);
+  }
+  for (const Region& region : files) {
+    if (MapsFile(guest.id, region.mm)) continue;
     if (IsFrozen(region.mm)) freezer_.OnUnmapped(guest, region.mm);
     if ((region.flags & kView) == 0) continue;
     Message let_go = NewPacket(protocol::Kind::kOrder);
