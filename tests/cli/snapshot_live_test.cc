@@ -176,6 +176,22 @@ TEST_F(SnapshotLiveTest, AKilledCommandLeavesThePagerWell) {
   EXPECT_TRUE(MomentOf(MemoryOf({Path("image")})).has_value());
 }
 
+// The pager dies in the middle of an export: the command says so, and what it has written is found
+// not to be whole. The writer goes on.
+TEST_F(SnapshotLiveTest, AKilledPagerLeavesNoWholeImage) {
+  Launch launch = hostmm_.Command({"snapshot", "pairs", "-"});
+  launch.environment.back() = {"HOSTMM_SOCKET", Path("s")};
+  Process command(launch);  // whose pipe nobody reads yet
+  ASSERT_TRUE(
+      Eventually([&] { return Hostmm({"stats"}).out.find(", snapshot, ") != std::string::npos; }));
+  service_->Signal(SIGKILL);
+  const Outcome outcome = command.Finish();
+  EXPECT_EQ(outcome.status, ToInt(ExitStatus::kImageNotWritten)) << outcome.err;
+  std::ofstream(Path("half"), std::ios::binary) << outcome.out;
+  EXPECT_EQ(hostmm_.Run({"image", Path("half")}).status, ToInt(ExitStatus::kBadImage));
+  EXPECT_TRUE(IsAlive(writer_->pid()));
+}
+
 }  // namespace
 }  // namespace hostmm::test
 
