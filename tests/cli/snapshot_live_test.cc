@@ -186,7 +186,7 @@ TEST_F(SnapshotLiveTest, AKilledPagerLeavesNoWholeImage) {
       Eventually([&] { return Hostmm({"stats"}).out.find(", snapshot, ") != std::string::npos; }));
   service_->Signal(SIGKILL);
   const Outcome outcome = command.Finish();
-  EXPECT_EQ(outcome.status, ToInt(ExitStatus::kImageNotWritten)) << outcome.err;
+  EXPECT_EQ(outcome.status, ToInt(ExitStatus::kNoPager)) << outcome.err;
   std::ofstream(Path("half"), std::ios::binary) << outcome.out;
   EXPECT_EQ(hostmm_.Run({"image", Path("half")}).status, ToInt(ExitStatus::kBadImage));
   EXPECT_TRUE(IsAlive(writer_->pid()));
