@@ -1,9 +1,11 @@
 #include "runtime/backing.h"
 
+#include <fcntl.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdio>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -74,6 +76,12 @@ absl::StatusOr<Backing> Backing::Create(FrameKind kind, UniqueFd file, PageCount
     madvise(backing.small_base_, bytes, MADV_NOHUGEPAGE);
   }
   return backing;
+}
+
+UniqueFd Backing::OpenAnew(int access) const {
+  char path[64];
+  snprintf(path, sizeof(path), "/proc/self/fd/%d", file_.get());
+  return UniqueFd(open(path, access | O_CLOEXEC));
 }
 
 Backing::FillResult Backing::FillHuge(BlockIndex block) const {

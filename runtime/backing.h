@@ -38,6 +38,9 @@ class Backing {
 
   const UniqueFd& file() const { return file_; }
   FrameKind kind() const { return kind_; }
+  // The file as an open file of its own: what a guest does to its flags or its offset is none of
+  // our business. `access` is O_RDONLY or O_RDWR. Not ok: errno says why.
+  UniqueFd OpenAnew(int access) const;
 
   // Makes the whole block one 2 MiB frame (kHuge: if the block had no page yet). REQUIRES: the
   // block lies in the file.

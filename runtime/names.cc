@@ -18,13 +18,6 @@ bool IsName(std::string_view name) {
   return !name.empty() && name.find('/') == std::string_view::npos;
 }
 
-// An open file of its own: what a guest does to its flags or its offset is none of our business.
-UniqueFd OpenAnew(int file, int access) {
-  char path[64];
-  snprintf(path, sizeof(path), "/proc/self/fd/%d", file);
-  return UniqueFd(open(path, access | O_CLOEXEC));
-}
-
 }  // namespace
 
 int Names::Open(const Who& who, const Wish& wish, Opened* opened) {
@@ -55,7 +48,7 @@ int Names::Find(const Who& who, std::string_view name, MmId* mm) const {
 int Names::HandOut(const Named& named, uint64_t access, Opened* opened) const {
   const std::shared_ptr<const Backing> backing = files_->Find(named.mm);
   if (backing == nullptr) return ENOENT;
-  opened->file = OpenAnew(backing->file().get(), static_cast<int>(access));
+  opened->file = backing->OpenAnew(static_cast<int>(access));
   if (!opened->file.ok()) return errno == EMFILE || errno == ENFILE ? EMFILE : EACCES;
   opened->length = named.length;
   opened->unit = UnitOf(backing->kind());

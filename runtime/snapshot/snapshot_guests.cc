@@ -18,13 +18,6 @@ namespace {
 
 using protocol::Message;
 
-// The same file, open for reading only.
-UniqueFd ReadOnly(const UniqueFd& file) {
-  char path[64];
-  snprintf(path, sizeof(path), "/proc/self/fd/%d", file.get());
-  return UniqueFd(open(path, O_RDONLY | O_CLOEXEC));
-}
-
 UniqueFd Copy(const UniqueFd& fd) {
   return UniqueFd(fd.ok() ? fcntl(fd.get(), F_DUPFD_CLOEXEC, 0) : -1);
 }
@@ -36,7 +29,7 @@ void Snapshots::ViewFile(Packet& packet) {
   if (snapshot == nullptr) return Refuse(packet, EBADF, "not the handle of a snapshot");
   if (!snapshot->lost.empty()) return Refuse(packet, EIO, snapshot->lost);
   const LiveFile* file = live_.Find(snapshot->source);
-  const UniqueFd readable = file != nullptr ? ReadOnly(file->backing->file()) : UniqueFd();
+  const UniqueFd readable = file != nullptr ? file->backing->OpenAnew(O_RDONLY) : UniqueFd();
   if (!readable.ok()) return Refuse(packet, EMFILE, "no descriptor for the file");
   Message answer = NewPacket(protocol::Kind::kReply);
   answer.length = snapshot->length;
@@ -147,7 +140,7 @@ void Snapshots::ForkCow(Guest& guest, Packet& packet) {
   if (const std::optional<CowFork> open = OpenCowFork(guest, **file); open.has_value()) {
     DropCowFork(guest, range.start);
     TakenSnapshot* taken = set_.FindMm(open->snapshot);
-    const UniqueFd readable = ReadOnly((*file)->backing->file());
+    const UniqueFd readable = (*file)->backing->OpenAnew(O_RDONLY);
     if (taken == nullptr || !readable.ok()) return Refuse(packet, EMFILE, "no descriptor");
     set_.Hold(taken);
     return AnswerCowFork(guest, range, *taken, packet.fds[0].get(), readable);
@@ -170,7 +163,7 @@ int Snapshots::StartCowFork(Guest& guest, AddrRange range, MmId source, const As
   DropCowFork(guest, range.start);
   LiveFile* file = live_.Find(source);
   if (file == nullptr) return EAGAIN;
-  const UniqueFd readable = ReadOnly(file->backing->file());
+  const UniqueFd readable = file->backing->OpenAnew(O_RDONLY);
   if (!readable.ok()) return EMFILE;
   TakenSnapshot* taken = Record(source, asker.uid);
   if (taken == nullptr) return ENOSPC;

@@ -105,6 +105,16 @@ class SnapshotsTest : public SessionFixture {
     ASSERT_TRUE(freeze.has_value());
     SayFrozen(guest, *freeze);
   }
+  // RETURNS the child's end of its channel.
+  UniqueFd AnnounceFork(Guest& guest) {
+    std::array<int, 2> ends;
+    EXPECT_EQ(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends.data()), 0);
+    Packet intent;
+    intent.message = NewPacket(Kind::kForkIntent);
+    intent.fds[0].reset(ends[1]);
+    session_.OnPacket(guest, std::move(intent));
+    return UniqueFd(ends[0]);
+  }
   // A snapshot of what all windows map, taken; `file_` is its handle.
   UniqueFd TakeOne(const Window& window) {
     const UniqueFd reply = AskForSnapshot(window);
@@ -188,13 +198,7 @@ TEST_F(SnapshotsTest, OnlyTheAnswerToThisFreezeCounts) {
 TEST_F(SnapshotsTest, AChildThatIsForkedBeforeItsParentIsFrozenIsAMember) {
   const Window window = NewWindow();
   const UniqueFd reply = AskForSnapshot(window);
-  std::array<int, 2> ends;
-  ASSERT_EQ(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends.data()), 0);
-  const UniqueFd childs_end(ends[0]);
-  Packet intent;
-  intent.message = NewPacket(Kind::kForkIntent);
-  intent.fds[0].reset(ends[1]);
-  session_.OnPacket(*window.guest, std::move(intent));
+  const UniqueFd childs_end = AnnounceFork(*window.guest);
   CarryOutFreeze(*window.guest);
   EXPECT_FALSE(AnswerOn(reply).has_value());
   ASSERT_EQ(children_.size(), 1u);
@@ -207,13 +211,7 @@ TEST_F(SnapshotsTest, AChildThatIsForkedLaterIsNot) {
   const Window second = NewWindow();
   const UniqueFd reply = AskForSnapshot(first);
   CarryOutFreeze(*first.guest);
-  std::array<int, 2> ends;
-  ASSERT_EQ(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends.data()), 0);
-  const UniqueFd childs_end(ends[0]);
-  Packet intent;
-  intent.message = NewPacket(Kind::kForkIntent);
-  intent.fds[0].reset(ends[1]);
-  session_.OnPacket(*first.guest, std::move(intent));
+  const UniqueFd childs_end = AnnounceFork(*first.guest);
   CarryOutFreeze(*second.guest);
   const std::optional<Message> answer = AnswerOn(reply);
   ASSERT_TRUE(answer.has_value());
@@ -235,13 +233,7 @@ TEST_F(SnapshotsTest, WhoForksBeforeItKnowsLosesTheSnapshot) {
   for (int tick = 0; tick < 3; ++tick) snapshots_.Tick();
   ASSERT_TRUE(AnswerOn(reply).has_value());
   const UniqueFd handle = std::move(file_);
-  std::array<int, 2> ends;
-  ASSERT_EQ(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends.data()), 0);
-  const UniqueFd childs_end(ends[0]);
-  Packet intent;
-  intent.message = NewPacket(Kind::kForkIntent);
-  intent.fds[0].reset(ends[1]);
-  session_.OnPacket(*window.guest, std::move(intent));
+  const UniqueFd childs_end = AnnounceFork(*window.guest);
   const Message info = AskHandle(handle, NewPacket(Kind::kSnapshotInfo), loop_.get());
   EXPECT_EQ(info.status, Status::kFailed);
   EXPECT_EQ(info.value[1], uint64_t{EIO});
@@ -322,13 +314,7 @@ TEST_F(SnapshotsTest, AChildThatCannotBeWatchedEndsTheFreeze) {
   const Window second = NewWindow();
   const UniqueFd reply = AskForSnapshot(second);
   room_ = Room::kFull;
-  std::array<int, 2> ends;
-  ASSERT_EQ(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends.data()), 0);
-  const UniqueFd childs_end(ends[0]);
-  Packet intent;
-  intent.message = NewPacket(Kind::kForkIntent);
-  intent.fds[0].reset(ends[1]);
-  session_.OnPacket(*first.guest, std::move(intent));
+  const UniqueFd childs_end = AnnounceFork(*first.guest);
   const std::optional<Message> answer = AnswerOn(reply);
   ASSERT_TRUE(answer.has_value());
   EXPECT_EQ(answer->value[1], uint64_t{EAGAIN});
