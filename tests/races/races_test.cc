@@ -61,37 +61,32 @@ class RaceTest : public RacesTest, public testing::WithParamInterface<std::strin
 
 // Asks all that can be asked, again and again: a reader of tables that change under it. Tables that
 // never hold still long enough, and a pager that has too much to do, are none that break an
-// invariant: the answer must come when the storm is over. RETURNS
-// how often it was told something.
-int AskUntil(const ServicePager& pager, const std::atomic<bool>& over) {
-  int answers = 0;
-  while (!over) {
+// invariant; but when the storm is over each question must be answered.
+void AskUntil(const ServicePager& pager, const std::atomic<bool>& over) {
+  for (bool last = false; !last;) {
+    last = over;
     for (const char* question : {"dump", "stats", "check"}) {
       const Ended ended = pager.Ask(question);
       const bool busy =
           ended.err.find("changed its tables during every attempt") != std::string::npos ||
           ended.err.find("the pager does not answer") != std::string::npos;
-      if (busy) continue;
+      if (busy && !last) continue;
       EXPECT_EQ(ended.status, 0) << question << ":\n" << ended.out << ended.err;
-      ++answers;
     }
   }
-  return answers;
 }
 
 TEST_P(RaceTest, EndsWell) {
   std::atomic<bool> over = false;
-  int answers = 0;
   Program program({Built::guest, GetParam()},
                   With(pager_->GuestEnvironment(), "HOSTMM_RACE_SECONDS"));
-  std::thread reader([&] { answers = AskUntil(*pager_, over); });
+  std::thread reader([&] { AskUntil(*pager_, over); });
   const Ended ended = program.Finish();
   over = true;
   reader.join();
   EXPECT_EQ(ended.status, 0) << ended.out << ended.err;
   EXPECT_EQ(ended.err, "");
   EXPECT_EQ(ended.out.find("#BAD"), std::string::npos) << ended.out;
-  EXPECT_GT(answers, 0);
   const size_t skip = ended.out.find("#skip ");
   if (skip != std::string::npos && !HasFailure()) GTEST_SKIP() << ended.out.substr(skip + 6);
   EXPECT_NE(ended.out.find("#ok"), std::string::npos) << "nothing was judged:\n" << ended.out;
