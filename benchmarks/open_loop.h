@@ -7,8 +7,7 @@
 // Arrivals: exponential gaps from a seeded generator; the same for every side of a comparison.
 // Units:    nanoseconds of CLOCK_MONOTONIC.
 // Memory:   a Log may be in memory that processes share; one thread fills it, others read it when
-// it
-//           is done.
+//           it is done.
 #ifndef HOSTMM_BENCHMARKS_OPEN_LOOP_H_
 #define HOSTMM_BENCHMARKS_OPEN_LOOP_H_
 

@@ -4,9 +4,8 @@
 //
 //   --save=fork       the store is private memory of 4 KiB pages, the writers are threads; a thread
 //                     more forks, and the child writes the memory to the file (as BGSAVE does)
-//   --save=snapshot   under hostmm: the store is a region, the writers are processes; a process
-//   more
-//                     takes a snapshot and exports it
+//   --save=snapshot   under hostmm: the store is a region, the writers are processes; one process
+//                     more takes a snapshot and exports it
 //
 //   --frames=base|huge|hugetlb   --save=snapshot: what the launcher was asked for
 //   --bytes=N --writers=N

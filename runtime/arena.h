@@ -14,8 +14,7 @@
 // Pointers: as they are, so they hold in all who map the region at the owner's address. What has a
 //           virtual table or points out of the region is right in forked children only.
 // Threads:  Allocate, Deallocate, Purge, Publish: any thread of the owner. Between the owner and
-// its
-//           readers nothing is synchronised but Publish and RootOf.
+//           its readers nothing is synchronised but Publish and RootOf.
 // Errors:   no room: nullptr, or std::bad_alloc from ArenaAllocator; never memory from elsewhere.
 // Linking:  brings libjemalloc into the program, and with it jemalloc's malloc.
 #ifndef HOSTMM_RUNTIME_ARENA_H_

@@ -37,10 +37,8 @@
 #include <cerrno>
 #include <cstddef>
 #include <cstdint>
-#include <functional>
 #include <iterator>
 #include <memory>
-#include <optional>
 #include <span>
 #include <string>
 #include <type_traits>
@@ -48,95 +46,21 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "absl/strings/cord.h"
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/string_view.h"
 // Beside this file in the tree and where it is installed: hence no path.
 #include "hostmm_c.h"
+#include "hostmm_options.h"
+#include "hostmm_snapshot.h"
+#include "hostmm_status.h"
 
 namespace hostmm {
 // A name of its own in symbols: the pager has classes Session and Region, too.
 inline namespace v1 {
 
-// How a mapping shares (SEMANTICS: the columns of docs/semantics.md).
-enum class ShareMode : uint8_t {
-  kUnshare,    // as mmap alone: protection is this process's own
-  kSharedPt,   // MAP_SHARED_PT: protection is that of all who map the file with kSharedPt or
-               // kDedicated
-  kDedicated,  // as kSharedPt, and plain mprotect is refused with EPERM
-  kCow,        // MAP_PRIVATE_COW: private memory, whose fork is a snapshot (MapAnonymous only)
-};
-
-// PROT_* of mprotect(2).
-enum class Protection : int {
-  kNone = PROT_NONE,
-  kRead = PROT_READ,
-  kReadWrite = PROT_READ | PROT_WRITE,
-  kReadExec = PROT_READ | PROT_EXEC,
-  kReadWriteExec = PROT_READ | PROT_WRITE | PROT_EXEC,
-};
-
-// MADV_* of madvise(2). What they mean for opt-in memory (kSharedPt, kDedicated) stands here; for
-// kUnshare it is what they mean in Linux.
-enum class Advice : int {
-  kDontNeed = MADV_DONTNEED,           // a vote: leaves the tables when all have voted; data stays
-  kRemove = MADV_REMOVE,               // everybody reads zeros
-  kWillNeed = MADV_WILLNEED,           // filled for all
-  kPopulateRead = MADV_POPULATE_READ,  // filled for all when it returns
-  kPopulateWrite = MADV_POPULATE_WRITE,
-  kPageOut = MADV_PAGEOUT,  // leaves everybody's tables; data stays
-  kCold = MADV_COLD,
-  kHugePage = MADV_HUGEPAGE,  // for all mappings of the range
-  kNoHugePage = MADV_NOHUGEPAGE,
-  kDontFork = MADV_DONTFORK,  // the caller's: a child has no such mapping
-  kDoFork = MADV_DOFORK,
-};
-
-// Where a mapping goes.
-enum class Placement : uint8_t {
-  kHint,     // at `address` if that is free, else where there is room
-  kExactly,  // at `address`, or EEXIST (MAP_FIXED_NOREPLACE)
-};
-
-// MAP_SHARED, or MAP_PRIVATE (opt-in: only without write, EINVAL otherwise).
-enum class Visibility : uint8_t { kShared, kPrivate };
-
-// MAP_POPULATE.
-enum class Populate : uint8_t { kNo, kYes };
-
-// Whether Resize may give the region another address.
-enum class Move : uint8_t { kMay, kMayNot };
-
-struct MapOptions {
-  ShareMode share = ShareMode::kSharedPt;
-  // Of opt-in memory that others have mapped and changed: theirs, as far as the descriptor allows.
-  Protection protection = Protection::kReadWrite;
-  void* address = nullptr;
-  Placement placement = Placement::kHint;
-  Visibility visibility = Visibility::kShared;
-  Populate populate = Populate::kNo;
-};
-
-// What memory a pager of our own is made of; see `hostmm help pager`.
-enum class Frames : uint8_t { kAuto, kHuge, kHugetlb, kBase };
-
-// For Session::Open. An empty string stands for the default that hostmm_c.h names.
-struct Options {
-  std::string socket = {};   // of a running pager
-  std::string program = {};  // the hostmm program, for a pager of our own
-  Frames frames = Frames::kAuto;
-};
-
-// The errno behind a status of this header; none if it is OK or comes from elsewhere.
-inline std::optional<int> ErrnoOf(const absl::Status& status);
-
 // hostmm_granule: address, length and offset of opt-in mappings are multiples of it. Any thread.
 inline size_t Granule() { return hostmm_granule(); }
 
 namespace internal {
-
-inline constexpr char kErrnoPayload[] = "hostmm/errno";
 
 // One hostmm_open, closed once.
 class Attachment {
@@ -158,40 +82,9 @@ class Attachment {
   std::atomic<bool> open_ = true;
 };
 
-inline absl::Status ErrorOf(int error, absl::string_view what) {
-  absl::Status status = absl::ErrnoToStatus(error, what);
-  status.SetPayload(kErrnoPayload, absl::Cord(absl::StrCat(error)));
-  return status;
-}
-
-// `call` in these functions returns the text of the call: it is made only when something failed.
-
-// The C function that `call` made has just failed.
-template <class Call>
-absl::Status LastError(const Call& call) {
-  const int error = errno;
-  return ErrorOf(error, absl::StrCat(call(), ": ", hostmm_error()));
-}
-
-// A step that is the kernel's own has just failed.
-template <class Call>
-absl::Status SystemError(const Call& call, absl::string_view step) {
-  const int error = errno;
-  return ErrorOf(error, absl::StrCat(call(), ": ", step));
-}
-
 template <class Call>
 absl::Status Closed(const Call& call) {
   return ErrorOf(ENOTCONN, absl::StrCat(call(), ": the session is closed"));
-}
-
-template <class Enum>
-int Number(Enum value) {
-  return static_cast<int>(value);
-}
-
-inline std::string Text(const void* address) {
-  return absl::StrCat("0x", absl::Hex(reinterpret_cast<uintptr_t>(address)));
 }
 
 inline std::string Text(const MapOptions& options) {
@@ -228,210 +121,6 @@ class Descriptor {
 };
 
 }  // namespace internal
-
-inline std::optional<int> ErrnoOf(const absl::Status& status) {
-  const auto payload = status.GetPayload(internal::kErrnoPayload);
-  int error = 0;
-  if (!payload.has_value() || !absl::SimpleAtoi(std::string(*payload), &error)) {
-    return std::nullopt;
-  }
-  return error;
-}
-
-// What there is to know about a snapshot (hostmm_snapshot_info).
-struct SnapshotInfo {
-  size_t length = 0;        // bytes of the file
-  size_t unit = 0;          // bytes that are copied at once
-  size_t copied_bytes = 0;  // of pages that were copied for this and other snapshots of the file
-  size_t pages_copied = 0;  // pages of 4 KiB that differ from the live memory, so far
-  size_t views = 0;         // mappings of it
-};
-
-struct ViewOptions {
-  size_t offset = 0;  // in the snapshot: a multiple of its unit
-  size_t length = 0;  // a multiple of its unit; 0: all from `offset` on
-  // kRead, or kReadWrite: changes stay this mapping's own.
-  Protection protection = Protection::kRead;
-  void* address = nullptr;  // where there is room; else exactly there, or EEXIST
-};
-
-class Snapshot;
-
-struct ExportOptions {
-  // Of so many bytes of the region so many are done: about ten times a second, and at the end. Runs
-  // in the calling thread; must not throw.
-  std::function<void(size_t done, size_t total)> progress = {};
-  // Goes on behind the last whole record that the file has.
-  bool resume = false;
-  // Writes only what has changed since that snapshot of the same region; not needed afterwards.
-  const Snapshot* earlier = nullptr;
-};
-
-// A mapping of a snapshot in this process, unmapped when the SnapshotView goes; it may outlive its
-// Snapshot. A forked child has no such mapping. Empty (default-constructed, moved from, unmapped):
-// size 0. If the snapshot is lost, or this process closes its last session, an access is SIGBUS.
-class SnapshotView {
- public:
-  SnapshotView() = default;
-  SnapshotView(SnapshotView&& other) noexcept { *this = std::move(other); }
-  SnapshotView& operator=(SnapshotView&& other) noexcept {
-    if (this == &other) return *this;
-    Drop();
-    data_ = std::exchange(other.data_, nullptr);
-    size_ = std::exchange(other.size_, 0);
-    return *this;
-  }
-  // What munmap refuses stays mapped.
-  ~SnapshotView() { Drop(); }
-
-  bool empty() const { return size_ == 0; }
-  std::byte* data() const { return data_; }
-  size_t size() const { return size_; }
-  // All of it. A write to a view that was mapped with kRead is SIGSEGV.
-  std::span<std::byte> bytes() const { return {data_, size_}; }
-  // As many T as fit, from the start on.
-  template <class T>
-  std::span<T> As() const {
-    static_assert(std::is_trivially_copyable_v<T>);
-    return {reinterpret_cast<T*>(data_), size_ / sizeof(T)};
-  }
-
-  // hostmm_munmap. ERRORS: ENOMEM, as munmap; the view keeps the mapping.
-  absl::Status Unmap() {
-    if (empty()) return absl::OkStatus();
-    if (hostmm_munmap(data_, size_) != 0) {
-      return internal::LastError([] { return "SnapshotView::Unmap()"; });
-    }
-    data_ = nullptr;
-    size_ = 0;
-    return absl::OkStatus();
-  }
-
- private:
-  friend class Snapshot;
-  SnapshotView(std::byte* data, size_t size) : data_(data), size_(size) {}
-  void Drop() {
-    if (!empty()) hostmm_munmap(data_, size_);
-  }
-
-  std::byte* data_ = nullptr;
-  size_t size_ = 0;
-};
-
-// The content that a region's file had at one moment: the handle of it, a descriptor, which is
-// closed when the Snapshot goes. The snapshot itself goes with the last handle and the last view,
-// in whichever process. Region::Snapshot takes one. Empty (default-constructed, moved from,
-// released): every function answers EBADF.
-class Snapshot {
-  // The text of a call, made when it failed.
-  static auto Named(const char* name, std::string arguments) {
-    return [name, arguments = std::move(arguments)] {
-      return absl::StrCat("Snapshot::", name, "(", arguments, ")");
-    };
-  }
-
- public:
-  Snapshot() = default;
-  Snapshot(Snapshot&& other) noexcept : handle_(other.Release()) {}
-  Snapshot& operator=(Snapshot&& other) noexcept {
-    if (this != &other) Reset(other.Release());
-    return *this;
-  }
-  ~Snapshot() { Reset(-1); }
-
-  // One that owns a copy of `handle`, a descriptor that was inherited or came from another process;
-  // `handle` stays the caller's. ERRORS: EBADF; EMFILE. Whether it is a handle shows at its first
-  // use.
-  static absl::StatusOr<Snapshot> Duplicate(int handle) {
-    const int copy = fcntl(handle, F_DUPFD_CLOEXEC, 0);
-    if (copy < 0) {
-      return internal::SystemError(
-          [&] { return absl::StrCat("Snapshot::Duplicate(", handle, ")"); }, "fcntl");
-    }
-    return Snapshot(copy);
-  }
-
-  bool empty() const { return handle_ < 0; }
-  // To be passed to other processes; stays the Snapshot's.
-  int handle() const { return handle_; }
-  // Gives the handle up to the caller, who closes it. The Snapshot is empty then.
-  int Release() { return std::exchange(handle_, -1); }
-
-  // hostmm_snapshot_info. ERRORS: EBADF; EIO: the snapshot is lost, the message says why.
-  absl::StatusOr<SnapshotInfo> Info() const {
-    struct hostmm_snapshot_info raw = {};
-    raw.size = sizeof(raw);
-    if (hostmm_snapshot_info(handle_, &raw) != 0) return internal::LastError(Named("Info", ""));
-    return SnapshotInfo{raw.length, raw.unit, raw.copied_bytes, raw.pages_copied, raw.views};
-  }
-
-  // Whether the snapshot is whole: OK says that everything that has been read of its views before
-  // was the snapshot. ERRORS: as Info.
-  absl::Status Check() const {
-    if (hostmm_snapshot_info(handle_, nullptr) != 0) {
-      return internal::LastError(Named("Check", ""));
-    }
-    return absl::OkStatus();
-  }
-
-  // hostmm_snapshot_map, in this process. Pages that nobody has written since are shared with the
-  // live region. ERRORS: EBADF; EINVAL: alignment, beyond the end, a protection that is neither
-  // kRead nor kReadWrite; ENOMEM; EEXIST; EIO: lost; EPERM: no agent thread; ENOTCONN: no pager.
-  absl::StatusOr<SnapshotView> Map(const ViewOptions& options = {}) const {
-    const auto call = Named("Map", absl::StrCat(options.offset, ", ", options.length, ", ",
-                                                internal::Number(options.protection), ", ",
-                                                internal::Text(options.address)));
-    size_t length = options.length;
-    if (length == 0) {
-      struct hostmm_snapshot_info info = {};
-      info.size = sizeof(info);
-      if (hostmm_snapshot_info(handle_, &info) != 0) return internal::LastError(call);
-      if (options.offset >= info.length) return internal::ErrorOf(EINVAL, call());
-      length = info.length - options.offset;
-    }
-    void* at =
-        hostmm_snapshot_map(handle_, options.address, length, static_cast<int>(options.protection),
-                            static_cast<off_t>(options.offset));
-    if (at == MAP_FAILED) return internal::LastError(call);
-    return SnapshotView(static_cast<std::byte*>(at), length);
-  }
-
-  // hostmm_snapshot_export: writes an image of the snapshot to `fd`, a file or a pipe, while
-  // everybody goes on writing to the region. No fsync. By any thread, also several at once. ERRORS:
-  // EBADF; EIO: lost; EINVAL: `earlier` is of another region or not earlier, `resume` on what is no
-  // image of this snapshot; those of the write (ENOSPC, EPIPE, EFBIG); ENOTCONN: the pager is gone.
-  // What has been written then can be gone on with by `resume`.
-  absl::Status ExportTo(int fd, const ExportOptions& options = {}) const {
-    const bool bad_earlier = options.earlier != nullptr && options.earlier->empty();
-    const auto call =
-        Named("ExportTo", absl::StrCat(fd, options.resume ? ", resume" : "",
-                                       options.earlier != nullptr ? ", earlier" : ""));
-    if (bad_earlier) return internal::ErrorOf(EBADF, call());
-    hostmm_export raw = {};
-    raw.size = sizeof(raw);
-    raw.resume = options.resume ? 1 : 0;
-    raw.earlier = options.earlier != nullptr ? options.earlier->handle() : -1;
-    if (options.progress) {
-      raw.progress = [](void* arg, size_t done, size_t total) noexcept {
-        static_cast<const ExportOptions*>(arg)->progress(done, total);
-      };
-      raw.arg = const_cast<ExportOptions*>(&options);
-    }
-    if (hostmm_snapshot_export(handle_, fd, &raw) != 0) return internal::LastError(call);
-    return absl::OkStatus();
-  }
-
- private:
-  friend class Region;
-  explicit Snapshot(int handle) : handle_(handle) {}
-
-  void Reset(int handle) {
-    if (handle_ >= 0) close(handle_);
-    handle_ = handle;
-  }
-
-  int handle_ = -1;
-};
 
 // One mapping of this process, unmapped when the Region goes. An empty Region (default-constructed,
 // moved from, unmapped, released) has size 0; its functions that take a range answer kOutOfRange.

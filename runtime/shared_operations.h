@@ -13,8 +13,7 @@
 // Cost:     of the regions of the file and of the members. Nobody else is looked at or woken.
 // Threads:  the loop thread.
 // Errors:   an answer of kFailed with an errno; kRefused for a request that makes no sense. A
-// caller
-//           that is gone gets none.
+//           caller that is gone gets none.
 #ifndef HOSTMM_RUNTIME_SHARED_OPERATIONS_H_
 #define HOSTMM_RUNTIME_SHARED_OPERATIONS_H_
 

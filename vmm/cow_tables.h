@@ -1,18 +1,15 @@
 // CowTables: point-in-time snapshots of shared files, on copy-on-write page tables.
 //
 // What:    a snapshot is an mm of its own (FrameKind::kSnapshot), mapped, pinned and released as
-// any
-//          other. When it is taken only a top is copied; the first write to a page since then
+//          any other. When it is taken only a top is copied; the first write to a page since then
 //          copies the tables above it, then the page, once for all snapshots that share it. The
 //          writer keeps its frame: the live tables never change for a snapshot.
 // Flow:    runtime freezes everybody who can write -> Take. Decide says kPrivatize for a first
-// write
-//          -> runtime copies the page to a frame (FramePool) -> Privatize -> the writer goes on.
-//          Decide says kView for a touch in a view -> Find. The last region or pin of a snapshot
-//          goes -> HostTables tells the frame sink which frames its tables have named.
+//          write -> runtime copies the page to a frame (FramePool) -> Privatize -> the writer goes
+//          on. Decide says kView for a touch in a view -> Find. The last region or pin of a
+//          snapshot goes -> HostTables tells the frame sink which frames its tables have named.
 // Memory:  the segment's, apart from what is returned; this object is a view of it. A snapshot
-// keeps
-//          a pin on its source.
+//          keeps a pin on its source.
 // Units:   FilePage, PageCount and FrameNumber in 4 KiB pages.
 // Threads: the pager's loop thread.
 // Errors:  TableStatus; an operation that is refused has changed nothing.

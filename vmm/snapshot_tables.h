@@ -22,8 +22,7 @@
 //          all that share the page. So they get one table, and an own table is never copied again.
 // Units:   FilePage, PageCount, levels as in geometry.h.
 // Threads: FindCopied, SharesLivePage and IsOwnTable read and may run anywhere on any bytes; the
-// rest
-//          is the writer's.
+//          rest is the writer's.
 // Errors:  what allocates says before how many nodes it needs; nothing fails half way.
 
 #ifndef HOSTMM_VMM_SNAPSHOT_TABLES_H_

@@ -1,7 +1,8 @@
 // A snapshot for tests: plain memory, and what its image should be, made without the writer.
 //
 // Use:      FakeMemory memory(blocks, seed); ImageOf(memory, spec-like fields); FakeSource reads
-// it. Threads:  one.
+//           it.
+// Threads:  one.
 #ifndef HOSTMM_RUNTIME_IMAGE_FAKE_SOURCE_H_
 #define HOSTMM_RUNTIME_IMAGE_FAKE_SOURCE_H_
 

@@ -2,27 +2,25 @@
 // unseen.
 //
 // Freeze:   faults of the file wait -> for each guest that maps it: everything is registered with
-// its
-//           userfaultfd, from outside; its agent is told (kFreeze) to zap its mappings and to mark
-//           them, so that a child that is forked later registers itself -> it says so (kFreezeDone)
-//           -> when the last one has, the moment of the snapshot is now, and the faults go on.
-//           Since whoever has been frozen waits with its next write until all are, what the file
-//           holds at that moment is a state that existed.
+//           its userfaultfd, from outside; its agent is told (kFreeze) to zap its mappings and to
+//           mark them, so that a child that is forked later registers itself -> it says so
+//           (kFreezeDone) -> when the last one has, the moment of the snapshot is now, and the
+//           faults go on. Since whoever has been frozen waits with its next write until all are,
+//           what the file holds at that moment is a state that existed.
 // hugetlb:  is write-protected from outside at PMD level instead of zapped; reads go on natively.
 // Forks:    a kForkIntent that comes before its guest's kFreezeDone announces a child that does not
-// know:
-//           it is a member from then on, and is frozen when it attaches. (The agent says
+//           know: it is a member from then on, and is frozen when it attaches. (The agent says
 //           kFreezeDone under the lock that fork takes, so the order of the two is that of what was
 //           done.)
 // Late:     an agent that has not answered within kPatienceTicks, or cannot zap (locked memory):
-// its
-//           mappings are write-protected from outside, which takes milliseconds per GiB. Such a
+//           its mappings are write-protected from outside, which takes milliseconds per GiB. Such a
 //           guest does not know that it is frozen: if it forks, nobody watches the child
 //           (Forked::kUnseen).
 // Again:    a guest on hugetlb that knows already is write-protected, told and not waited for.
 // Holding:  with kFreeze each agent gets a duplicate of its userfaultfd and the read end of the
-// life pipe. Threads:  the loop thread. Errors:   an errno to the callback; then nothing is frozen
-// that was not before.
+//           life pipe.
+// Threads:  the loop thread.
+// Errors:   an errno to the callback; then nothing is frozen that was not before.
 #ifndef HOSTMM_RUNTIME_SNAPSHOT_FREEZER_H_
 #define HOSTMM_RUNTIME_SNAPSHOT_FREEZER_H_
 

@@ -6,9 +6,8 @@
 //
 // Units:    FrameNumber: 4 KiB frames of this file; FilePage: pages of the live file.
 // Threads:  Allocate, SetUses, Discard, Drop on the loop thread. Copy and Read any thread: they
-// touch only
-//           files, with read(2) and write(2), so that a full machine is an error here and no
-//           SIGBUS.
+//           touch only files, with read(2) and write(2), so that a full machine is an error here
+//           and no SIGBUS.
 // Errors:   an errno, or 0.
 #ifndef HOSTMM_RUNTIME_SNAPSHOT_PREIMAGE_STORE_H_
 #define HOSTMM_RUNTIME_SNAPSHOT_PREIMAGE_STORE_H_

@@ -2,12 +2,11 @@
 // them.
 //
 // Handle:   one end of a socket pair; the other end is the pager's. Whoever has it may ask about
-// the
-//           snapshot and map it; it is recognised by its inode when it comes back. When its last
-//           copy is closed, the pager's end says so.
+//           the snapshot and map it; it is recognised by its inode when it comes back. When its
+//           last copy is closed, the pager's end says so.
 // Life:     a TakenSnapshot is here as long as it has a handle, a name or a hold. Its mm in the
-// tables has a
-//           pin for just as long, and lives on with its views after that. A lost one has no mm.
+//           tables has a pin for just as long, and lives on with its views after that. A lost one
+//           has no mm.
 // Threads:  the loop thread.
 #ifndef HOSTMM_RUNTIME_SNAPSHOT_SNAPSHOT_SET_H_
 #define HOSTMM_RUNTIME_SNAPSHOT_SNAPSHOT_SET_H_

@@ -3,8 +3,7 @@
 //
 // A set may name more than is mapped, never less.
 // Units:    pages of 4 KiB of the file. Threads: the loop thread. No system call, no allocation but
-// of
-//           the sets.
+//           of the sets.
 #ifndef HOSTMM_RUNTIME_SNAPSHOT_VIEW_PAGES_H_
 #define HOSTMM_RUNTIME_SNAPSHOT_VIEW_PAGES_H_
 

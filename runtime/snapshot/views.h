@@ -6,9 +6,8 @@
 //
 //   the page is as it was, and is read       the live frame itself, read-only (UFFDIO_CONTINUE)
 //   somebody has written to it since         an anonymous copy of the pre-image (UFFDIO_COPY)
-//   it is written (a private-writable view)  an anonymous copy; if the live frame was mapped, its
-//   agent
-//                                            zaps that first
+//   it is written (a private-writable view)  an anonymous copy; if the live frame was mapped,
+//                                            its agent zaps that first
 //   the live file has a hole                 the zero page
 //
 // Before a live page changes, Revoke has it zapped in all views that have it.

@@ -6,8 +6,7 @@
 // Owner:    the process. A fork makes another Actor of the same object, with another mailbox.
 // Threads:  one (hostmm adds its agent).
 // Errors:   what a call says is what is observed. What the oracle itself needs and does not get
-// ends
-//           the process, which the stepper sees.
+//           ends the process, which the stepper sees.
 #ifndef HOSTMM_TESTS_ORACLE_ACTOR_H_
 #define HOSTMM_TESTS_ORACLE_ACTOR_H_
 

@@ -3,9 +3,8 @@
 // What the processes of an oracle do, as plain data, and what each operation was seen to do.
 //
 // Units:    pages of 4 KiB, bytes where a name says so. Numbers are raw: an actor, a slot, an
-// object
-//           or a page is taken modulo what there is when the operation is carried out, so every
-//           program is a valid one, also after operations were taken out of it.
+//           object or a page is taken modulo what there is when the operation is carried out, so
+//           every program is a valid one, also after operations were taken out of it.
 // Words:    an *actor* is a process; a *slot* is one of its mappings, with a place in the address
 //           space of its own; an *object* is memory that the program finds (a file, a segment).
 // Threads:  none; values. All of it is trivially copyable: it is passed through files and shared

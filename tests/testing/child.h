@@ -5,11 +5,11 @@
 //
 // Flow:     parent: Child child(Identity::kNobody, body); child.SendFd(...); child.Wait().
 //           child:  body(Channel&) runs, its return value becomes the exit code. CHILD_CHECK ends
-//           it with a line.
+//                   it with a line.
 // Owner:    the destructor kills (by pid) and reaps a child that still runs.
 // Threads:  create children before helper threads, or let the body use async-signal-safe calls
-// only. Errors:   every wait has a deadline; sends and receives return false or an invalid
-// descriptor.
+//           only.
+// Errors:   every wait has a deadline; sends and receives return false or an invalid descriptor.
 
 #ifndef HOSTMM_TESTS_TESTING_CHILD_H_
 #define HOSTMM_TESTS_TESTING_CHILD_H_

@@ -5,7 +5,8 @@
 //
 // Units:    bytes; a file has the size asked for and no pages.
 // Owner:    the caller owns the descriptor; the file has no name and dies with its last descriptor
-// or mapping. Errors:   an invalid ScopedFd with errno of the system call that refused.
+//           or mapping.
+// Errors:   an invalid ScopedFd with errno of the system call that refused.
 
 #ifndef HOSTMM_TESTS_TESTING_FRAME_FILES_H_
 #define HOSTMM_TESTS_TESTING_FRAME_FILES_H_

@@ -5,8 +5,9 @@
 //
 // Owner:    closes on destruction; move-only.
 // Threads:  none of its own; one owner at a time. Close() may be called from any thread that owns
-// it. Errors:   an invalid descriptor is a negative number; errno of the call that made it is left
-// alone.
+//           it.
+// Errors:   an invalid descriptor is a negative number; errno of the call that made it is left
+//           alone.
 
 #ifndef HOSTMM_TESTS_TESTING_SCOPED_FD_H_
 #define HOSTMM_TESTS_TESTING_SCOPED_FD_H_

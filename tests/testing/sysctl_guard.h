@@ -5,10 +5,10 @@
 //
 // Units:    whatever the file holds.
 // Owner:    machine-wide state. Tests that use it carry the Bazel tag "exclusive". A SIGKILL in
-// between leaves
-//           the new value behind: raise only what is harmless when left (limits), never lower.
+//           between leaves the new value behind: raise only what is harmless when left (limits),
+//           never lower.
 // Errors:   ok() is false and the value untouched when the file cannot be read or written (not
-// root).
+//           root).
 
 #ifndef HOSTMM_TESTS_TESTING_SYSCTL_GUARD_H_
 #define HOSTMM_TESTS_TESTING_SYSCTL_GUARD_H_

@@ -5,9 +5,10 @@
 //
 // Units:    bytes, addresses of the process that made the descriptor.
 // Owner:    one copy of the descriptor. Closing the last copy anywhere unregisters and wakes all
-// waiters. Threads:  ioctls may come from any thread or process; Close only when no other thread
-// uses this object. Errors:   calls return 0 or errno; WaitFault returns std::nullopt at the
-// deadline.
+//           waiters.
+// Threads:  ioctls may come from any thread or process; Close only when no other thread uses this
+//           object.
+// Errors:   calls return 0 or errno; WaitFault returns std::nullopt at the deadline.
 
 #ifndef HOSTMM_TESTS_TESTING_TEST_UFFD_H_
 #define HOSTMM_TESTS_TESTING_TEST_UFFD_H_

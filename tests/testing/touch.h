@@ -4,10 +4,10 @@
 // instead of hanging it.
 //
 // Threads:  one per object, joined by the destructor. Declare it after the userfaultfd that serves
-// it. Errors:   a thread that is still asleep when the object dies is freed by closing the
-// userfaultfd (the kernel
-//           then fills the page); should that not free it either, the test binary aborts with a
-//           line.
+//           it.
+// Errors:   a thread that is still asleep when the object dies is freed by closing the userfaultfd
+//           (the kernel then fills the page); should that not free it either, the test binary
+//           aborts with a line.
 
 #ifndef HOSTMM_TESTS_TESTING_TOUCH_H_
 #define HOSTMM_TESTS_TESTING_TOUCH_H_
