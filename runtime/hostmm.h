@@ -1,16 +1,17 @@
 // hostmm for C++: shared memory whose page tables and protection are shared by all processes that
-// ask for it. A thin layer over the C library (hostmm_c.h), whole in this header, so that it builds
-// with the Abseil of the program that includes it.
+// ask for it. A thin layer over the C library (hostmm_c.h), whole in headers, so that it builds
+// with the Abseil of the program that includes it. This one brings the others.
 //
 //   absl::StatusOr<hostmm::Session> session = hostmm::Session::Open();
 //   absl::StatusOr<hostmm::Region> pool = session->MapAnonymous(size_t{64} << 20);
 //   absl::Status sealed = pool->Protect(hostmm::Protection::kRead);  // in every process
 //   absl::StatusOr<hostmm::Snapshot> then = pool->Snapshot();        // while all go on writing
 //
+// Parts:     hostmm_options.h: what calls are told; hostmm_status.h: errors; hostmm_snapshot.h;
+//            Region and Session are here.
 // Use:       C++20; absl::status, absl::statusor, absl::strings, and libhostmm.so.1.
 // Semantics: docs/semantics.md of the project. Each function names its C function, whose contract
-// in
-//            hostmm_c.h holds; where both say nothing, the system call's of the same name in Linux.
+//            in hostmm_c.h holds; where both say nothing, that of Linux's system call of the name.
 // Units:     bytes. Offsets count from the start of the region. The granule is 2 MiB (Granule()).
 // Errors:    absl::Status, of the code that absl::ErrnoToStatus gives, with the function, its
 //            arguments and hostmm_error()'s line; ErrnoOf(status) has the errno. Nothing has been
@@ -20,11 +21,9 @@
 // Owner:     Session: an attachment of this process. Region: a mapping of this process; it may
 //            outlive its Session and is served by the kernel then, with the protection that it has.
 // Threads:   different objects: any threads. One object: const functions by several threads at
-// once,
-//            others by one alone. What is in the memory is the caller's to synchronise.
+//            once, others by one alone. What is in the memory is the caller's to synchronise.
 // fork:      the child has copies of the objects, its own mappings, and is attached; what it closes
-// or
-//            unmaps, it does so for itself.
+//            or unmaps, it does so for itself.
 #ifndef HOSTMM_RUNTIME_HOSTMM_H_
 #define HOSTMM_RUNTIME_HOSTMM_H_
 
@@ -36,7 +35,6 @@
 #include <atomic>
 #include <cerrno>
 #include <cstddef>
-#include <cstdint>
 #include <iterator>
 #include <memory>
 #include <span>

@@ -1,8 +1,8 @@
 // Opt-in memory (MAP_SHARED_PT) as sessions see it: who watches which board, and what is to be done
 // for all that map it.
 //
-// Flow:     Session::Map, Adopt, Move -> Enter: the guest watches the file's board. Unmap and the
-//           like -> Leave. kForAll -> ForAll -> SharedOperations, or a vote.
+// Flow:     GuestMappings::Map, Adopt, Move -> Enter: the guest watches the file's board. Unmap and
+//           the like -> Leave. kForAll -> ForAll -> SharedOperations, or a vote.
 // Threads:  the loop thread.
 // Errors:   answers of kRefused and kFailed.
 #ifndef HOSTMM_RUNTIME_OPT_IN_H_

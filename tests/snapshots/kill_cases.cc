@@ -39,11 +39,24 @@ char* MapIn(Partner* partner, int handle, size_t bytes) {
   return reinterpret_cast<char*>(at);
 }
 
-void StampIn(Partner* partner, char* at, size_t bytes, uint64_t seed) {
-  partner->Do([at, bytes, seed] {
+// The same, and has it read all of it: no page is missing there. The content is that of seed 1.
+char* ReadIn(Partner* partner, const Snapshot& snapshot, size_t bytes) {
+  char* at = MapIn(partner, partner->Give(snapshot.handle()), bytes);
+  MUST(partner->Do([at, bytes] { return IsStamped(at, bytes, 1); }) == 1);
+  return at;
+}
+
+// It answers when all is written.
+void StartStamping(Partner* partner, char* at, size_t bytes, uint64_t seed) {
+  partner->Start([at, bytes, seed] {
     Stamp(at, bytes, seed);
     return 0;
   });
+}
+
+void StampIn(Partner* partner, char* at, size_t bytes, uint64_t seed) {
+  StartStamping(partner, at, bytes, seed);
+  partner->Await();
 }
 
 // In the midst of its first writes.
@@ -140,14 +153,9 @@ HOSTMM_CASE(StoppedReader) {
   Stamp(live.at(), live.bytes(), 1);
   const Snapshot snapshot(live.at());
   const View mine(snapshot);
-  const int handle = reader.Give(snapshot.handle());
-  const char* theirs = MapIn(&reader, handle, live.bytes());
-  MUST(reader.Do([theirs, bytes = live.bytes()] { return IsStamped(theirs, bytes, 1); }) == 1);
+  const char* theirs = ReadIn(&reader, snapshot, live.bytes());
   reader.Stop();
-  writer.Start([at = live.at(), bytes = live.bytes()] {
-    Stamp(at, bytes, 2);
-    return 0;
-  });
+  StartStamping(&writer, live.at(), live.bytes(), 2);
   Want(writer.HasAnswered(20'000), "the writer goes on");
   const std::string condition = snapshot.Condition();
   reader.Continue();
@@ -287,18 +295,13 @@ HOSTMM_CASE(PagerDiesWithAFrozenPage) {
   Stamp(live.at(), live.bytes(), 1);
   const Snapshot snapshot(live.at());
   const View view(snapshot);
-  const int handle = reader.Give(snapshot.handle());
-  const char* theirs = MapIn(&reader, handle, live.bytes());
-  MUST(reader.Do([theirs, bytes = live.bytes()] { return IsStamped(theirs, bytes, 1); }) == 1);
+  const char* theirs = ReadIn(&reader, snapshot, live.bytes());
   MUST(IsStamped(view.at(), view.bytes() / 2, 1));
   Stamp(live.at(), live.bytes() / 4, 2);
   KillPager();
   // It waits, or finds that all views have gone.
   const Clock::time_point start = Clock::now();
-  writer.Start([at = live.at(), bytes = live.bytes()] {
-    Stamp(at, bytes, 3);
-    return 0;
-  });
+  StartStamping(&writer, live.at(), live.bytes(), 3);
   bool right = true;
   while (!writer.HasAnswered(0)) {
     // What is read of a view at any moment is the snapshot, or SIGBUS.
@@ -372,17 +375,12 @@ HOSTMM_CASE(PagerDiesWithAStoppedViewer) {
   Partner reader;
   Partner writer;
   Stamp(live.at(), live.bytes(), 1);
-  auto snapshot = std::make_unique<Snapshot>(live.at());
-  const int handle = reader.Give(snapshot->handle());
-  const char* theirs = MapIn(&reader, handle, live.bytes());
-  MUST(reader.Do([theirs, bytes = live.bytes()] { return IsStamped(theirs, bytes, 1); }) == 1);
+  const Snapshot snapshot(live.at());
+  const char* theirs = ReadIn(&reader, snapshot, live.bytes());
   reader.Stop();
   KillPager();
   const Clock::time_point start = Clock::now();
-  writer.Start([at = live.at(), bytes = live.bytes()] {
-    Stamp(at, bytes, 2);
-    return 0;
-  });
+  StartStamping(&writer, live.at(), live.bytes(), 2);
   Want(!writer.HasAnswered(3000), "the writer waits");
   Want(writer.HasAnswered(20'000), "and goes on after %.1f s", SecondsSince(start));
   Want(IsStamped(live.at(), live.bytes(), 2), "the region has what it has written");
@@ -397,16 +395,11 @@ HOSTMM_CASE(PagerDiesWithAViewerThatIsKilled) {
   Partner reader;
   Partner writer;
   Stamp(live.at(), live.bytes(), 1);
-  auto snapshot = std::make_unique<Snapshot>(live.at());
-  const int handle = reader.Give(snapshot->handle());
-  const char* theirs = MapIn(&reader, handle, live.bytes());
-  MUST(reader.Do([theirs, bytes = live.bytes()] { return IsStamped(theirs, bytes, 1); }) == 1);
+  const Snapshot snapshot(live.at());
+  ReadIn(&reader, snapshot, live.bytes());
   reader.Stop();
   KillPager();
-  writer.Start([at = live.at(), bytes = live.bytes()] {
-    Stamp(at, bytes, 2);
-    return 0;
-  });
+  StartStamping(&writer, live.at(), live.bytes(), 2);
   Want(!writer.HasAnswered(1000), "the writer waits");
   reader.Kill();
   const Clock::time_point start = Clock::now();
@@ -433,10 +426,7 @@ HOSTMM_CASE(PagerDiesInAFreeze) {
   writer.Continue();
   Partner third;
   for (Partner* partner : {&writer, &third}) {
-    partner->Start([at = live.at(), bytes = live.bytes()] {
-      Stamp(at, bytes, 2);
-      return 0;
-    });
+    StartStamping(partner, live.at(), live.bytes(), 2);
     Want(partner->HasAnswered(15'000), "a writer goes on");
     partner->Await();
   }
