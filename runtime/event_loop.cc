@@ -188,6 +188,12 @@ void EventLoop::Close(int fd) {
   Begin(sqe, {[](int) {}, Transfer::State::kClose});
 }
 
+void EventLoop::Soon(std::function<void()> then) {
+  io_uring_sqe* sqe = NextSqe();
+  io_uring_prep_nop(sqe);
+  Begin(sqe, {[then = std::move(then)](int) { then(); }, Transfer::State::kWanted});
+}
+
 void EventLoop::EndTransfer(uint64_t tag, int result) {
   const auto found = transfers_.find(tag & ~kTransferBit);
   if (found == transfers_.end()) return;

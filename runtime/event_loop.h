@@ -74,6 +74,9 @@ class EventLoop {
   // what it has, FUSE asks its server.
   void Close(int fd);
 
+  // Calls `then` from Run, after what is ready now has had its turn.
+  void Soon(std::function<void()> then);
+
   // Calls `tick` every `period`, from within Run.
   void SetTick(absl::Duration period, std::function<void()> tick);
 

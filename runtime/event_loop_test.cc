@@ -112,6 +112,23 @@ TEST_F(EventLoopTest, CallsForEachEdgeAndNotForALevel) {
   EXPECT_EQ(calls, 2);
 }
 
+TEST_F(EventLoopTest, SoonIsALaterTurnAndKeepsNobodyOut) {
+  Pipe pipe;
+  loop_->Watch(pipe.read_end.get(), [&] {
+    loop_->Stop();
+    return Progress::kDrained;
+  });
+  int turns = 0;
+  std::function<void()> again = [&] {
+    if (++turns == 3) pipe.Put();
+    loop_->Soon(again);
+  };
+  loop_->Soon(again);
+  EXPECT_EQ(turns, 0);
+  EXPECT_TRUE(loop_->Run().ok());
+  EXPECT_LE(turns, 5);
+}
+
 TEST_F(EventLoopTest, AHandlerThatHasMoreIsCalledAgainAfterTheOthers) {
   Pipe greedy;
   Pipe modest;

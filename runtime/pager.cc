@@ -12,6 +12,7 @@
 #include "absl/strings/str_cat.h"
 #include "runtime/cli/exit_status.h"
 #include "runtime/pager_core.h"
+#include "runtime/time_slice.h"
 
 namespace hostmm {
 namespace {
@@ -56,6 +57,7 @@ int RunPager(const PagerOptions& options) {
   // A file size limit is then an error with a name, not the end.
   signal(SIGXFSZ, SIG_IGN);
   RaiseDescriptorLimit();
+  TakeTimeSlice(kShortTimeSlice);  // before there are other threads
   absl::StatusOr<Rung> rung = ChooseRung(options);
   if (!rung.ok()) {
     const ExitStatus status = options.strict ? ExitStatus::kStrictRefused : ExitStatus::kNoFrames;

@@ -40,7 +40,8 @@ class CowTablesTest : public testing::Test {
     segment_->tables.SetFrameSink([this](MmId source, FrameNumber first, PageCount count) {
       EXPECT_EQ(source, file_);
       for (uint64_t i = 0; i < count.value(); ++i) {
-        pool_.Drop(FrameNumber(first.value() + i));
+        const FrameNumber frame(first.value() + i);
+        if (pool_.Drop(frame)) pool_.Recycle(frame, 1);
         ++drops_;
       }
     });

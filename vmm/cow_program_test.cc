@@ -82,7 +82,9 @@ class World {
     tables_.SetFrameSink([this](MmId, FrameNumber first, PageCount count) {
       for (uint64_t i = 0; i < count.value(); ++i) {
         const FrameNumber frame(first.value() + i);
-        if (pool_.Drop(frame)) store_.erase(frame.value());
+        if (!pool_.Drop(frame)) continue;
+        store_.erase(frame.value());
+        pool_.Recycle(frame, 1);
       }
     });
   }
@@ -156,6 +158,7 @@ class World {
         for (uint64_t i = first; i < end; ++i) store_[frame.value() + i - first] = live_[i];
       }
       pool_.SetUses(frame, count, uses);
+      if (uses == 0) pool_.Recycle(frame, count);
       if (status == TableStatus::kNoSpace) ++no_space_;
       if (status != TableStatus::kOk) return false;
     }

@@ -102,6 +102,7 @@ TEST_P(CowShapeTest, OutOfNodesChangesNothing) {
         const TableStatus wrote =
             cow().Privatize(file_, FilePage(0), PageCount(unit()), frame, &uses);
         pool_.SetUses(frame, unit(), uses);
+        if (uses == 0) pool_.Recycle(frame, unit());
         ExpectSound();
         if (wrote != TableStatus::kOk) {
           ASSERT_EQ(wrote, TableStatus::kNoSpace);

@@ -31,18 +31,21 @@ void FramePool::SetUses(FrameNumber first, uint64_t count, uint32_t uses) {
     assert(uses_[first.value() + i] == 0);
     uses_[first.value() + i] = uses;
   }
-  if (uses == 0) Free(first.value(), count);
+  if (uses == 0) used_ -= count;
 }
 
 bool FramePool::Drop(FrameNumber frame) {
   assert(frame.value() < end() && uses_[frame.value()] != 0);
   if (--uses_[frame.value()] != 0) return false;
-  Free(frame.value(), 1);
+  --used_;
   return true;
 }
 
-void FramePool::Free(uint64_t first, uint64_t count) {
-  used_ -= count;
+void FramePool::Recycle(FrameNumber run, uint64_t count) {
+  uint64_t first = run.value();
+  assert(first + count <= end());
+  assert(
+      std::all_of(&uses_[first], &uses_[first] + count, [](uint32_t uses) { return uses == 0; }));
   auto next = free_.lower_bound(first);
   assert(next == free_.end() || next->first >= first + count);
   if (next != free_.end() && next->first == first + count) {

@@ -3,7 +3,9 @@
 // What:    the book-keeping of a store of copied pages: a set of free runs and a use count per
 //          frame. The store itself (a file) is the caller's, who makes it as long as end() says.
 // Flow:    Allocate -> copy the pages -> CowTables::Privatize -> SetUses with what that says. Then
-//          Drop for each report of HostTables::SetFrameSink. A copy that failed: SetUses(.., 0).
+//          Drop for each report of HostTables::SetFrameSink, and Recycle when the memory of the
+//          frame has been given back: who gives it back meanwhile must not find new content there.
+//          A copy that failed: SetUses(.., 0), and Recycle.
 // Units:   FrameNumber and counts in 4 KiB frames.
 // Memory:  the heap, not the segment: nobody but the pager asks.
 // Threads: none; the owner's.
@@ -28,22 +30,24 @@ class FramePool {
 
   // `count` contiguous frames, from now on used, by no table yet. REQUIRES: count != 0.
   std::optional<FrameNumber> Allocate(uint64_t count);
-  // So many tables name each of the frames. 0: they were not needed, and are free.
+  // So many tables name each of the frames. 0: they were not needed, and are not used any more.
   // REQUIRES: allocated, and no uses set yet.
   void SetUses(FrameNumber first, uint64_t count, uint32_t uses);
-  // One table less names the frame. RETURNS: whether it is free now. REQUIRES: it has uses.
+  // One table less names the frame. RETURNS: whether it is not used any more. REQUIRES: it has
+  // uses.
   bool Drop(FrameNumber frame);
+  // Allocate may hand the frames out again. REQUIRES: not used any more, and not recycled since.
+  void Recycle(FrameNumber first, uint64_t count);
 
+  // That somebody uses; not those that wait to be recycled.
   uint64_t used() const { return used_; }
-  // Frames that the store must have room for; shrinks when the last ones become free.
+  // Frames that the store must have room for; shrinks when the last ones are recycled.
   uint64_t end() const { return uses_.size(); }
 
  private:
-  void Free(uint64_t first, uint64_t count);
-
   uint64_t limit_;
   uint64_t used_ = 0;
-  std::vector<uint32_t> uses_;           // by frame; 0: free, or allocated and not named yet
+  std::vector<uint32_t> uses_;           // by frame; 0: none, or allocated and not named yet
   std::map<uint64_t, uint64_t> free_{};  // first frame -> frames; runs that touch are one
 };
 

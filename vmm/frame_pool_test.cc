@@ -8,6 +8,13 @@
 namespace hostmm {
 namespace {
 
+// One table less, and its memory is given back at once. RETURNS: whether that was the last.
+bool Free(FramePool* pool, uint64_t frame) {
+  if (!pool->Drop(FrameNumber(frame))) return false;
+  pool->Recycle(FrameNumber(frame), 1);
+  return true;
+}
+
 TEST(FramePoolTest, FramesAreReusedFromTheFront) {
   FramePool pool;
   EXPECT_EQ(pool.Allocate(1), FrameNumber(0));
@@ -15,8 +22,8 @@ TEST(FramePoolTest, FramesAreReusedFromTheFront) {
   EXPECT_EQ(pool.Allocate(3), FrameNumber(2));
   for (uint64_t i = 0; i < 5; ++i) pool.SetUses(FrameNumber(i), 1, 1);
   EXPECT_EQ(pool.end(), 5u);
-  EXPECT_TRUE(pool.Drop(FrameNumber(0)));
-  EXPECT_TRUE(pool.Drop(FrameNumber(2)));
+  EXPECT_TRUE(Free(&pool, 0));
+  EXPECT_TRUE(Free(&pool, 2));
   EXPECT_EQ(pool.used(), 3u);
   EXPECT_EQ(pool.end(), 5u);
   EXPECT_EQ(pool.Allocate(1), FrameNumber(0));
@@ -28,7 +35,7 @@ TEST(FramePoolTest, RunsThatTouchBecomeOne) {
   FramePool pool;
   ASSERT_EQ(pool.Allocate(5), FrameNumber(0));
   pool.SetUses(FrameNumber(0), 5, 1);
-  for (uint64_t frame : {0, 2, 1}) EXPECT_TRUE(pool.Drop(FrameNumber(frame)));
+  for (uint64_t frame : {0, 2, 1}) EXPECT_TRUE(Free(&pool, frame));
   EXPECT_EQ(pool.Allocate(3), FrameNumber(0));
 }
 
@@ -47,6 +54,8 @@ TEST(FramePoolTest, WhatWasNotNeededIsFree) {
   ASSERT_EQ(pool.Allocate(4), FrameNumber(0));
   pool.SetUses(FrameNumber(0), 4, 0);
   EXPECT_EQ(pool.used(), 0u);
+  EXPECT_EQ(pool.end(), 4u);
+  pool.Recycle(FrameNumber(0), 4);
   EXPECT_EQ(pool.end(), 0u);
 }
 
@@ -58,17 +67,33 @@ TEST(FramePoolTest, TheLimitIsOfFramesInUse) {
   ASSERT_EQ(pool.Allocate(1), FrameNumber(3));
   EXPECT_EQ(pool.Allocate(1), std::nullopt);
   pool.SetUses(FrameNumber(0), 3, 1);
-  EXPECT_TRUE(pool.Drop(FrameNumber(1)));
+  EXPECT_TRUE(Free(&pool, 1));
   EXPECT_EQ(pool.Allocate(1), FrameNumber(1));
+}
+
+// Whoever gives its memory back does not take the next content with it; and nobody has to wait for
+// him.
+TEST(FramePoolTest, AFrameIsNotReusedBeforeItIsRecycled) {
+  FramePool pool(2);
+  ASSERT_EQ(pool.Allocate(2), FrameNumber(0));
+  pool.SetUses(FrameNumber(0), 2, 1);
+  EXPECT_TRUE(pool.Drop(FrameNumber(0)));
+  EXPECT_EQ(pool.used(), 1u);
+  EXPECT_EQ(pool.Allocate(1), FrameNumber(2));
+  EXPECT_EQ(pool.Allocate(1), std::nullopt);
+  pool.Recycle(FrameNumber(0), 1);
+  EXPECT_EQ(pool.Allocate(1), std::nullopt);
+  EXPECT_TRUE(pool.Drop(FrameNumber(1)));
+  EXPECT_EQ(pool.Allocate(1), FrameNumber(0));
 }
 
 TEST(FramePoolTest, TheEndShrinks) {
   FramePool pool;
   ASSERT_EQ(pool.Allocate(3), FrameNumber(0));
   pool.SetUses(FrameNumber(0), 3, 1);
-  pool.Drop(FrameNumber(1));
+  Free(&pool, 1);
   EXPECT_EQ(pool.end(), 3u);
-  pool.Drop(FrameNumber(2));
+  Free(&pool, 2);
   EXPECT_EQ(pool.end(), 1u);
 }
 
@@ -90,7 +115,7 @@ TEST(FramePoolTest, RandomUse) {
     } else if (!used.empty()) {
       const auto at = used.lower_bound(random() % 400);
       if (at == used.end()) continue;
-      ASSERT_TRUE(pool.Drop(FrameNumber(*at)));
+      ASSERT_TRUE(Free(&pool, *at));
       used.erase(at);
     }
     ASSERT_EQ(pool.used(), used.size());
@@ -104,6 +129,13 @@ TEST(FramePoolDeathTest, MoreDropsThanTables) {
   pool.SetUses(FrameNumber(0), 2, 1);
   pool.Drop(FrameNumber(0));
   EXPECT_DEATH(pool.Drop(FrameNumber(0)), "uses_");
+}
+
+TEST(FramePoolDeathTest, AFrameThatIsUsedIsNotRecycled) {
+  FramePool pool;
+  ASSERT_EQ(pool.Allocate(2), FrameNumber(0));
+  pool.SetUses(FrameNumber(0), 2, 1);
+  EXPECT_DEATH(pool.Recycle(FrameNumber(1), 1), "uses == 0");
 }
 
 }  // namespace

@@ -66,7 +66,7 @@ ImageWriter::ImageWriter(EventLoop* loop, WorkerPool* workers, Job job)
 void ImageWriter::Begin() {
   // Held until the loop has its next turn, so that `done` is not called from here.
   ++under_way_;
-  workers_->Submit([] {}, [self = shared_from_this()] { self->Settle(); });
+  loop_->Soon([self = shared_from_this()] { self->Settle(); });
   WatchClient();
   if (job_.resume_bytes == 0) {
     WriteAll(BytesOf(header_), [this] {
@@ -275,6 +275,13 @@ void ImageWriter::Fail(int error, std::string why) {
   result_.why = std::move(why);
   loop_->Cancel(write_);
   if (scan_ != nullptr) scan_->Cancel();
+}
+
+void ImageWriter::Abandon() {
+  outcome_ = Outcome::kTold;
+  loop_->Unwatch(&client_watch_);
+  job_.done = nullptr;
+  job_.source.reset();
 }
 
 void ImageWriter::Settle() {

@@ -75,6 +75,9 @@ class ImageWriter : public std::enable_shared_from_this<ImageWriter> {
   static std::shared_ptr<ImageWriter> Start(EventLoop* loop, WorkerPool* workers, Job job);
   // Ends it. `why`: for the result.
   void Cancel(int error, std::string why) { Fail(error, std::move(why)); }
+  // Ends it without a word: `done` is not called any more, and the source goes now. For the end of
+  // the pager, when neither loop nor workers call anybody back.
+  void Abandon();
 
  private:
   struct Block {

@@ -56,6 +56,7 @@ void FirstWrites::OnCopied(MmId source, FilePage first, PageCount count, const C
                                  : TableStatus::kNoSpace;
   if (status != TableStatus::kOk) {
     file->store->Discard(copy.frame, count);
+    PreimageStore::GiveBack(file->store, pool_);
     if (sharing.empty()) return Finish(source, first, count);
     return lose_(source, copy.error != 0 ? "no memory for a copy" : "the pager's tables are full",
                  [=, this] { Finish(source, first, count); });

@@ -250,10 +250,25 @@ void Freezer::OnUnmapped(Guest& guest, MmId mm) {
 
 void Freezer::Thaw(LiveFile* file) {
   file->state = LiveFile::State::kThawed;
-  const MmId mm = file->mm;
-  guests_->ForEach([&](Guest& guest) {
-    if (!RegionsOf(guest.id, mm).empty() && guest.pid != 0) ThawGuest(guest, mm);
-  });
+  const bool goes_on = !thawing_.empty();
+  for (const GuestId id : MappersOf(file->mm)) {
+    if (guests_->Find(id)->pid != 0) thawing_.push_back({id, file->mm});
+  }
+  if (!goes_on && !thawing_.empty()) soon_([this] { ThawNext(); });
+}
+
+// The kernel goes through all page tables of the guest, which takes milliseconds per GiB: others
+// have their faults served in between. Until it is its turn, a guest's faults are served as those
+// of any memory that is registered for more than holes.
+void Freezer::ThawNext() {
+  const auto [id, mm] = thawing_.front();
+  thawing_.pop_front();
+  Guest* guest = guests_->Find(id);
+  const LiveFile* file = files_->Find(mm);
+  // Frozen again meanwhile, it stays as it is.
+  const bool frozen = file != nullptr && file->state != LiveFile::State::kThawed;
+  if (guest != nullptr && !frozen) ThawGuest(*guest, mm);
+  if (!thawing_.empty()) soon_([this] { ThawNext(); });
 }
 
 void Freezer::OnGuestGone(GuestId guest) {

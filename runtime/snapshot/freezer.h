@@ -25,6 +25,7 @@
 #define HOSTMM_RUNTIME_SNAPSHOT_FREEZER_H_
 
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <string>
 #include <vector>
@@ -44,19 +45,23 @@ class Freezer {
   // Faults that waited for the end of a freeze.
   using Resume = std::function<void(const FaultEvent&)>;
 
+  // Calls back in a later turn of the loop.
+  using Soon = std::function<void(std::function<void()>)>;
+
   // All outlive it. `normal_modes`: UFFDIO_REGISTER_MODE_* of memory that is not frozen.
   Freezer(HostTables* tables, GuestSet* guests, LiveFiles* files, uint64_t normal_modes)
       : tables_(tables), guests_(guests), files_(files), normal_modes_(normal_modes) {}
 
   void SetResume(Resume resume) { resume_ = std::move(resume); }
   void SetEnded(Ended ended) { ended_ = std::move(ended); }
+  void SetSoon(Soon soon) { soon_ = std::move(soon); }
 
   // Why not everybody who maps the file can be frozen; empty: they can.
   std::string WhyNot(MmId mm) const;
 
   // REQUIRES: no freeze of the file is open. `done` is called, once, maybe before this returns.
   void Freeze(LiveFile* file, Done done);
-  // REQUIRES: it is not kFreezing.
+  // Its guests follow one by one, in later turns of the loop. REQUIRES: it is not kFreezing.
   void Thaw(LiveFile* file);
 
   // Whether the fault has been kept until the end of a freeze.
@@ -100,6 +105,7 @@ class Freezer {
   int WriteProtect(const Guest& guest, MmId mm) const;
   int FreezeGuest(Guest& guest, LiveFile* file);
   void ThawGuest(Guest& guest, MmId mm) const;
+  void ThawNext();
   void Release(LiveFile* file, GuestId guest);
   void EndIfLast(LiveFile* file);
   void End(LiveFile* file, int error);
@@ -111,6 +117,12 @@ class Freezer {
   uint32_t next_ = 1;  // number of the next freeze, of whatever file
   Resume resume_ = [](const FaultEvent&) {};
   Ended ended_ = [](MmId) {};
+  Soon soon_;
+  struct Thawing {
+    GuestId guest;
+    MmId mm;
+  };
+  std::deque<Thawing> thawing_;  // who still has the registration of a file that is not frozen
 };
 
 }  // namespace hostmm

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <utility>
 
 #include "runtime/sys_error.h"
 
@@ -54,28 +55,54 @@ absl::StatusOr<PreimageStore> PreimageStore::Create(uint64_t limit_bytes) {
   return PreimageStore(std::move(file), limit_bytes / kPageSize);
 }
 
-void PreimageStore::Punch(uint64_t first, uint64_t count) const {
+void PreimageStore::Punch(const Run& run) const {
   fallocate(file_.get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-            static_cast<off_t>(first * kPageSize), static_cast<off_t>(count * kPageSize));
+            static_cast<off_t>(run.first * kPageSize), static_cast<off_t>(run.count * kPageSize));
 }
 
 void PreimageStore::Discard(FrameNumber first, PageCount count) {
   pool_.SetUses(first, count.value(), 0);
-  Punch(first.value(), count.value());
+  unused_.push_back({first.value(), count.value()});
 }
 
 void PreimageStore::Drop(FrameNumber first, PageCount count) {
-  // Runs of frames that became free are given back together.
-  uint64_t run = 0;
   for (uint64_t i = 0; i < count.value(); ++i) {
-    if (pool_.Drop(FrameNumber(first.value() + i))) {
-      ++run;
-    } else if (run != 0) {
-      Punch(first.value() + i - run, run);
-      run = 0;
+    const FrameNumber frame(first.value() + i);
+    if (pool_.Drop(frame)) unused_.push_back({frame.value(), 1});
+  }
+}
+
+// Tables name frames in the order of the file's pages, the frames were taken in that of writes.
+std::vector<PreimageStore::Run> PreimageStore::Joined(std::vector<Run> runs) {
+  std::ranges::sort(runs, {}, &Run::first);
+  std::vector<Run> joined;
+  for (const Run& run : runs) {
+    if (!joined.empty() && joined.back().first + joined.back().count == run.first) {
+      joined.back().count += run.count;
+    } else {
+      joined.push_back(run);
     }
   }
-  if (run != 0) Punch(first.value() + count.value() - run, run);
+  return joined;
+}
+
+void PreimageStore::GiveBack(const std::shared_ptr<PreimageStore>& store, WorkerPool* pool) {
+  if (store->unused_.empty()) return;
+  auto runs = std::make_shared<std::vector<Run>>(std::exchange(store->unused_, {}));
+  pool->Submit(
+      [store, runs] {
+        *runs = Joined(std::move(*runs));
+        for (const Run& run : *runs) store->Punch(run);
+      },
+      [store, runs] {
+        for (const Run& run : *runs) store->pool_.Recycle(FrameNumber(run.first), run.count);
+      },
+      WorkerPool::Priority::kLater);
+}
+
+void PreimageStore::Retire(std::shared_ptr<PreimageStore> store, WorkerPool* pool) {
+  // The last reference goes with the work, and the worker closes the file.
+  pool->Submit([store = std::move(store)] {}, [] {}, WorkerPool::Priority::kLater);
 }
 
 int PreimageStore::Copy(int live_file, FilePage first, PageCount count, FrameNumber frame) const {

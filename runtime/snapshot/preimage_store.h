@@ -2,22 +2,26 @@
 //
 // One packed, unnamed file of 4 KiB frames for all snapshots of one live file: a page is copied
 // once, however many snapshots need it. Which frames are used, and by how many tables, FramePool
-// (vmm/) knows. Frames that nobody needs any more are punched out of the file at once.
+// (vmm/) knows. Frames that nobody needs any more are punched out of the file by a worker, in as
+// few calls as they can be: one by one, while threads wait for the loop, the 20,000 frames of an
+// ordinary snapshot would take tens of milliseconds.
 //
 // Units:    FrameNumber: 4 KiB frames of this file; FilePage: pages of the live file.
-// Threads:  Allocate, SetUses, Discard, Drop on the loop thread. Copy and Read any thread: they
-//           touch only files, with read(2) and write(2), so that a full machine is an error here
-//           and no SIGBUS.
+// Threads:  Copy and Read any thread: they touch only files, with read(2) and write(2), so that a
+//           full machine is an error here and no SIGBUS. All else on the loop thread.
 // Errors:   an errno, or 0.
 #ifndef HOSTMM_RUNTIME_SNAPSHOT_PREIMAGE_STORE_H_
 #define HOSTMM_RUNTIME_SNAPSHOT_PREIMAGE_STORE_H_
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <optional>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "runtime/unique_fd.h"
+#include "runtime/worker_pool.h"
 #include "vmm/frame_pool.h"
 #include "vmm/pte.h"
 #include "vmm/units.h"
@@ -37,6 +41,10 @@ class PreimageStore {
   void Discard(FrameNumber first, PageCount count);
   // One table less names each of the frames.
   void Drop(FrameNumber first, PageCount count);
+  // Has the memory of what was dropped and discarded given back. Until then it is not used again.
+  static void GiveBack(const std::shared_ptr<PreimageStore>& store, WorkerPool* pool);
+  // Has all of it given back, if no one else holds it.
+  static void Retire(std::shared_ptr<PreimageStore> store, WorkerPool* pool);
 
   // Copies [first, first + count) of the live file to frames from `frame` on. Pages behind the end
   // of the file are zeros.
@@ -46,13 +54,20 @@ class PreimageStore {
   uint64_t used_bytes() const { return pool_.used() * kPageSize; }
 
  private:
+  struct Run {
+    uint64_t first;
+    uint64_t count;
+  };
+
   PreimageStore(UniqueFd file, uint64_t limit_frames)
       : file_(std::move(file)), pool_(limit_frames) {}
 
-  void Punch(uint64_t first, uint64_t count) const;
+  static std::vector<Run> Joined(std::vector<Run> runs);
+  void Punch(const Run& run) const;
 
   UniqueFd file_;
   FramePool pool_;
+  std::vector<Run> unused_;  // to be given back
 };
 
 // Reads exactly `bytes`; what lies behind the end of the file is zeros. RETURNS an errno, or 0.

@@ -2,11 +2,17 @@
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <poll.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
 #include <cstring>
+#include <initializer_list>
+#include <memory>
+#include <utility>
 #include <vector>
+
+#include "runtime/worker_pool.h"
 
 namespace hostmm {
 namespace {
@@ -65,6 +71,69 @@ TEST(PreimageStoreTest, HasALimit) {
   EXPECT_FALSE(store.Allocate(1).has_value());
   store.Discard(first, PageCount(1));
   EXPECT_TRUE(store.Allocate(1).has_value());
+}
+
+class GivenBackTest : public testing::Test {
+ protected:
+  GivenBackTest() : pool_(*WorkerPool::NewEventFd(), 1) {}
+
+  // Pages of 'x', in order, named by one table each.
+  FrameNumber CopyPages(uint64_t count) {
+    const UniqueFd live = LiveFileOf(count, 'x');
+    const FrameNumber first = *store_->Allocate(count);
+    EXPECT_EQ(store_->Copy(live.get(), FilePage(0), PageCount(count), first), 0);
+    store_->SetUses(first, count, 1);
+    return first;
+  }
+  void DropEach(FrameNumber first, std::initializer_list<uint64_t> frames) {
+    for (uint64_t frame : frames) store_->Drop(FrameNumber(first.value() + frame), PageCount(1));
+  }
+  char Read(FrameNumber frame) {
+    std::byte page[kPageSize];
+    EXPECT_EQ(store_->Read(frame, page, kPageSize), 0);
+    return static_cast<char>(page[0]);
+  }
+  // What the worker has done is heard of, as by the loop.
+  void Await(int jobs) {
+    for (int i = 0; i < jobs; ++i) {
+      pollfd done = {pool_.event_fd(), POLLIN, 0};
+      ASSERT_EQ(poll(&done, 1, 10'000), 1);
+      pool_.RunDone();
+    }
+  }
+
+  WorkerPool pool_;
+  std::shared_ptr<PreimageStore> store_ =
+      std::make_shared<PreimageStore>(*PreimageStore::Create(0));
+};
+
+TEST_F(GivenBackTest, OnlyWhatNobodyNeedsAndOnlyWhenItIsAsked) {
+  const FrameNumber first = CopyPages(5);
+  DropEach(first, {3, 0, 1});
+  EXPECT_EQ(store_->used_bytes(), 2 * kPageSize);
+  EXPECT_EQ(Read(first), 'x');
+  PreimageStore::GiveBack(store_, &pool_);
+  Await(1);
+  for (const uint64_t frame : {0, 1, 3}) EXPECT_EQ(Read(FrameNumber(frame)), '\0') << frame;
+  for (const uint64_t frame : {2, 4}) EXPECT_EQ(Read(FrameNumber(frame)), 'x') << frame;
+}
+
+// Or the worker would take away what has just been copied.
+TEST_F(GivenBackTest, ItIsUsedAgainOnlyAfterwards) {
+  const FrameNumber first = CopyPages(2);
+  DropEach(first, {0});
+  EXPECT_EQ(store_->Allocate(1), FrameNumber(2));
+  PreimageStore::GiveBack(store_, &pool_);
+  EXPECT_EQ(store_->Allocate(1), FrameNumber(3));
+  Await(1);
+  EXPECT_EQ(store_->Allocate(1), FrameNumber(0));
+}
+
+TEST_F(GivenBackTest, AnOldStoreIsClosedByTheWorker) {
+  const std::weak_ptr<PreimageStore> store = store_;
+  PreimageStore::Retire(std::move(store_), &pool_);
+  Await(1);
+  EXPECT_TRUE(store.expired());
 }
 
 TEST(PreimageStoreTest, SaysWhyItCannotRead) {

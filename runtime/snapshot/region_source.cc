@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <utility>
 
 namespace hostmm {
 
@@ -30,6 +31,7 @@ RegionSource::RegionSource(const CowTables& cow, SnapshotSet* set, const LiveFil
 RegionSource::~RegionSource() {
   set_->Unhold(snapshot_);
   if (earlier_ != nullptr) set_->Unhold(earlier_);
+  PreimageStore::Retire(std::move(store_), pool_);
 }
 
 bool RegionSource::HasPreimage(uint64_t block) const {

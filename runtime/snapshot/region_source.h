@@ -53,7 +53,7 @@ class RegionSource : public SnapshotSource {
   const CowTables cow_;
   SnapshotSet* const set_;
   const std::shared_ptr<const Backing> backing_;
-  const std::shared_ptr<PreimageStore> store_;
+  std::shared_ptr<PreimageStore> store_;
   WorkerPool* const pool_;
   TakenSnapshot* const snapshot_;
   TakenSnapshot* const earlier_;

@@ -64,6 +64,16 @@ Snapshots::Snapshots(const Parts& parts, const Terms& terms)
   });
   files_->SetOnReleased([this](MmId mm) { OnReleased(mm); });
   freezer_.SetEnded([this](MmId mm) { RunRequests(mm); });
+  freezer_.SetSoon([this](std::function<void()> then) { loop_->Soon(std::move(then)); });
+}
+
+// What loop and workers still hold of an image would look for its snapshot when they go.
+Snapshots::~Snapshots() {
+  for (const std::weak_ptr<ImageWriter>& image : exports_) {
+    if (const std::shared_ptr<ImageWriter> writer = image.lock(); writer != nullptr) {
+      writer->Abandon();
+    }
+  }
 }
 
 std::string Snapshots::WhyNot(MmId source) {
@@ -209,8 +219,9 @@ void Snapshots::Export(TakenSnapshot* snapshot, Packet& packet) {
                              earlier->number >= snapshot->number)) {
     return Refuse(packet, EINVAL, "the base is not an earlier snapshot of the same region");
   }
-  if (exports_ >= kMaxExports) return Refuse(packet, EAGAIN, "too many images are being written");
-  ++exports_;
+  std::erase_if(exports_, [](const std::weak_ptr<ImageWriter>& image) { return image.expired(); });
+  if (exports_.size() >= kMaxExports)
+    return Refuse(packet, EAGAIN, "too many images are being written");
   ImageWriter::Job job;
   job.spec.id = snapshot->image;
   if (earlier != nullptr) job.spec.base = earlier->image;
@@ -224,15 +235,14 @@ void Snapshots::Export(TakenSnapshot* snapshot, Packet& packet) {
   job.resume_bytes = packet.message.value[0];
   auto reply = std::make_shared<UniqueFd>(std::move(packet.fds[0]));
   job.client = reply->get();
-  job.done = [this, reply](const ImageResult& result) {
-    --exports_;
+  job.done = [reply](const ImageResult& result) {
     if (result.error != 0) return SayRefused(reply->get(), result.error, result.why);
     Message answer = NewPacket(protocol::Kind::kReply);
     answer.length = result.bytes;
     answer.value[0] = result.data_pages;
     SendPacket(reply->get(), answer);
   };
-  ImageWriter::Start(loop_, pool_, std::move(job));
+  exports_.push_back(ImageWriter::Start(loop_, pool_, std::move(job)));
 }
 
 void Snapshots::SayInfo(const TakenSnapshot& snapshot, const Packet& packet) const {
@@ -308,7 +318,12 @@ void Snapshots::Unpin(MmId mm) {
 void Snapshots::OnReleased(MmId mm) {
   unwatched_.erase(KeyOf(mm));
   views_.OnReleased(mm);
-  for (const MmId source : live_.all()) CountSnapshots(source);
+  for (const MmId source : live_.all()) {
+    CountSnapshots(source);
+    if (LiveFile* file = live_.Find(source); file != nullptr) {
+      PreimageStore::GiveBack(file->store, pool_);
+    }
+  }
 }
 
 void Snapshots::CountSnapshots(MmId source) {
@@ -325,6 +340,7 @@ void Snapshots::ThawIfLast(MmId source) {
   if (file == nullptr || file->snapshots != 0 || file->state == LiveFile::State::kFreezing) return;
   if (requests_.contains(KeyOf(source))) return;
   freezer_.Thaw(file);
+  PreimageStore::Retire(std::move(file->store), pool_);
   // And with it the last write end of the life pipe that is ours.
   live_.Erase(source);
 }

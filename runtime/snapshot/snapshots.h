@@ -42,6 +42,8 @@
 
 namespace hostmm {
 
+class ImageWriter;
+
 class Snapshots {
  public:
   struct Parts {
@@ -62,6 +64,7 @@ class Snapshots {
   using ResolveName = std::function<int(const Peer& peer, const std::string& name, MmId* mm)>;
 
   Snapshots(const Parts& parts, const Terms& terms);
+  ~Snapshots();
   Snapshots(const Snapshots&) = delete;
   Snapshots& operator=(const Snapshots&) = delete;
 
@@ -188,8 +191,8 @@ class Snapshots {
   SnapshotSet set_;
   // Who maps a file and is not watched any more: nobody sees what they write.
   absl::flat_hash_map<uint64_t, std::vector<Unwatched>> unwatched_;  // by file
-  uint32_t exports_ = 0;                          // images that are being written
-  absl::flat_hash_map<uint64_t, Losing> losing_;  // by source
+  std::vector<std::weak_ptr<ImageWriter>> exports_;                  // some may have ended
+  absl::flat_hash_map<uint64_t, Losing> losing_;                     // by source
   absl::flat_hash_map<uint64_t, std::deque<std::function<void()>>> requests_;  // by source
 };
 

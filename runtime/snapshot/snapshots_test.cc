@@ -13,10 +13,13 @@
 #include <array>
 #include <cerrno>
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <string>
 #include <utility>
 
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "runtime/session_fixture.h"
 #include "tests/testing/scoped_mapping.h"
 #include "tests/testing/skip.h"
@@ -143,6 +146,36 @@ class SnapshotsTest : public SessionFixture {
     EXPECT_TRUE(loop->Run().ok());
     EXPECT_TRUE(met);
   }
+  // As RunUntil, and asks in each turn of the loop, which ends with the one that meets it.
+  template <class Condition>
+  void RunTurnsUntil(Condition condition) {
+    const absl::Time deadline = absl::Now() + absl::Seconds(10);
+    bool met = false;
+    std::function<void()> ask = [&] {
+      met = condition();
+      if (met || absl::Now() > deadline) return loop_->Stop();
+      loop_->Soon(ask);
+    };
+    loop_->Soon(ask);
+    EXPECT_TRUE(loop_->Run().ok());
+    EXPECT_TRUE(met);
+  }
+  void TakeOfBoth(const Window& first, const Window& second) {
+    const UniqueFd reply = AskForSnapshot(first);
+    CarryOutFreeze(*first.guest);
+    CarryOutFreeze(*second.guest);
+    EXPECT_EQ(AnswerOn(reply)->status, Status::kOk);
+  }
+  // Closes the handle. RETURNS who of the two has not been thawed when the other one has.
+  Guest& CloseUntilOneIsThawed(const Window& first, const Window& second) {
+    file_.reset();
+    bool is_first = false;
+    RunTurnsUntil([&] {
+      is_first = NextOrder(*first.guest, OrderOp::kThaw).has_value();
+      return is_first || NextOrder(*second.guest, OrderOp::kThaw).has_value();
+    });
+    return is_first ? *second.guest : *first.guest;
+  }
   bool IsFrozen() const { return snapshots_.IsFrozen(mm_); }
 
   MmId mm_;
@@ -253,6 +286,29 @@ TEST_F(SnapshotsTest, ItIsThawedWhenTheLastHandleIsClosed) {
   second.reset();
   RunUntil(loop_.get(), [&] { return !IsFrozen(); });
   EXPECT_TRUE(NextOrder(*window.guest, OrderOp::kThaw).has_value());
+}
+
+// The kernel goes through all page tables of a guest at its thaw.
+TEST_F(SnapshotsTest, GuestsAreThawedInTurnsOfTheirOwn) {
+  const Window first = NewWindow();
+  const Window second = NewWindow();
+  TakeOfBoth(first, second);
+  Guest& later = CloseUntilOneIsThawed(first, second);
+  EXPECT_FALSE(NextOrder(later, OrderOp::kThaw).has_value());
+  RunTurnsUntil([&] { return NextOrder(later, OrderOp::kThaw).has_value(); });
+}
+
+TEST_F(SnapshotsTest, WhoIsFrozenAgainBeforeItsTurnStaysFrozen) {
+  const Window first = NewWindow();
+  const Window second = NewWindow();
+  TakeOfBoth(first, second);
+  Guest& later = CloseUntilOneIsThawed(first, second);
+  TakeOfBoth(first, second);
+  int turns = 0;
+  RunTurnsUntil([&] { return ++turns == 10; });
+  EXPECT_FALSE(NextOrder(later, OrderOp::kThaw).has_value());
+  file_.reset();
+  RunTurnsUntil([&] { return NextOrder(later, OrderOp::kThaw).has_value(); });
 }
 
 TEST_F(SnapshotsTest, WhoMapsItLaterIsTold) {
