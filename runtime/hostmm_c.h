@@ -159,8 +159,8 @@ int hostmm_snapshot_info(int snapshot, struct hostmm_snapshot_info* info);
  * (EEXIST). addr, length, offset: multiples of 4 KiB (hugetlb: 2 MiB). Pages that nobody has
  * written since are shared with the live region. munmap, hostmm_munmap: whole or in parts. A forked
  * child has no such mapping; it may map its own. If the snapshot is lost, or hostmm is closed, an
- * access is SIGBUS. EINVAL, ENOMEM, EEXIST: as mmap. EIO: lost. EBADF: no handle. EPERM: the
- * process has no agent thread. ENOTCONN. */
+ * access is SIGBUS. EINVAL, ENOMEM, EEXIST: as mmap. EIO: lost. ENOSPC: the pager's tables are
+ * full. EBADF: no handle. EPERM: the process has no agent thread. ENOTCONN. */
 void* hostmm_snapshot_map(int snapshot, void* addr, size_t length, int prot, off_t offset);
 
 struct hostmm_export {

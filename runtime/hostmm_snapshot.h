@@ -171,7 +171,8 @@ class Snapshot {
 
   // hostmm_snapshot_map, in this process. Pages that nobody has written since are shared with the
   // live region. ERRORS: EBADF; EINVAL: alignment, beyond the end, a protection that is neither
-  // kRead nor kReadWrite; ENOMEM; EEXIST; EIO: lost; EPERM: no agent thread; ENOTCONN: no pager.
+  // kRead nor kReadWrite; ENOMEM; EEXIST; EIO: lost; ENOSPC: the pager's tables are full; EPERM: no
+  // agent thread; ENOTCONN: no pager.
   absl::StatusOr<SnapshotView> Map(const ViewOptions& options = {}) const {
     const auto call = Named("Map", absl::StrCat(options.offset, ", ", options.length, ", ",
                                                 internal::Number(options.protection), ", ",

@@ -121,6 +121,17 @@ void AfterForkInParent() {
   g_client.lock.Unlock();
 }
 
+// Shared memory that is not registered for writes leaves its page-table entries behind at fork;
+// that is a kindness of the kernel, and none to build on. RETURNS whether nothing that was
+// inherited can be written unseen.
+bool TrackInherited(int uffd, const Region& region) {
+  if (Zap(region.va, region.bytes) == 0) return true;
+  uffdio_writeprotect protect = {};
+  protect.range = {region.va, region.bytes};
+  protect.mode = UFFDIO_WRITEPROTECT_MODE_WP;
+  return !raw::Failed(raw::Call(SYS_ioctl, uffd, UFFDIO_WRITEPROTECT, &protect));
+}
+
 // RETURNS whether everything that must not go unseen is registered.
 bool RegisterRegions(int uffd) {
   bool tracked = true;
@@ -134,9 +145,7 @@ bool RegisterRegions(int uffd) {
     // A refusal leaves this range to the kernel, in this process.
     const long result = raw::Call(SYS_ioctl, uffd, UFFDIO_REGISTER, &request);
     if (tracks && raw::Failed(result)) tracked = false;
-    // Shared memory that is not registered for writes leaves its page-table entries behind at fork;
-    // that is a kindness of the kernel, and none to build on.
-    if (region.frozen) tracked = Zap(region.va, region.bytes) == 0 && tracked;
+    if (region.frozen) tracked = TrackInherited(uffd, region) && tracked;
   }
   return tracked;
 }
@@ -163,10 +172,11 @@ void AttachChildLocked(int channel) {
   // All others would wait for this process whenever they change a protection, or nobody would see
   // what it writes.
   if (!tracked || (agent == AgentStart::kRefused && NeedsAgentLocked())) {
-    if (uffd >= 0) raw::Call(SYS_close, uffd);
-    // Who goes without a word is dead; this one lives on and writes.
-    HandOver(protocol::Kind::kChildAttach, -1, AgentStart::kRefused);
-    return GoOffLocked(tracked ? "it cannot have an agent thread" : "it cannot have a userfaultfd");
+    // Who goes without a word is dead; this one lives on and writes. Its writes wait until the
+    // pager has read this, and the end of the channel, and nobody has a view any more that would
+    // show them.
+    HandOver(protocol::Kind::kChildAttach, uffd, AgentStart::kRefused);
+    return GoOffLocked(tracked ? "it cannot have an agent thread" : "its memory cannot be watched");
   }
   if (HandOver(protocol::Kind::kChildAttach, uffd, agent) != Io::kOk) {
     return GoOffLocked("the pager is gone");

@@ -384,6 +384,36 @@ TEST_F(ImageWriterTest, EndsWithItsClient) {
   EXPECT_EQ(host.Finish().error, ECANCELED);
 }
 
+// As at the end of a pager: a write is in the kernel, and callbacks hold the writer, when the
+// snapshots go.
+TEST_F(ImageWriterTest, AbandonedItLetsGoOfItsSourceAndSaysNothing) {
+  struct WatchedSource : FakeSource {
+    using FakeSource::FakeSource;
+    ~WatchedSource() override { *gone = true; }
+    bool* gone = nullptr;
+  };
+  FakeMemory memory(20 * kImageBlock);
+  for (uint64_t page = 0; page < memory.bytes.size() / kImagePage; page += 7) {
+    memory.Fill(page, page);
+  }
+  Ends pipe;  // that nobody reads
+  bool gone = false;
+  Host host;
+  auto source = std::make_unique<WatchedSource>(memory);
+  source->gone = &gone;
+  ImageWriter::Job job = {.spec = SpecOf(), .source = std::move(source)};
+  job.image = std::move(pipe.write);
+  const std::weak_ptr<ImageWriter> writer = host.Start(std::move(job));
+  host.loop()->Watch(pipe.read.get(), [&] {
+    host.loop()->Stop();
+    return EventLoop::Progress::kDrained;
+  });
+  ASSERT_TRUE(host.loop()->Run().ok());
+  ASSERT_FALSE(writer.expired());
+  writer.lock()->Abandon();
+  EXPECT_TRUE(gone);
+}
+
 TEST_F(ImageWriterTest, ProgressComesAndNobodyNeedsToReadIt) {
   for (const bool read_it : {true, false}) {
     Ends progress;

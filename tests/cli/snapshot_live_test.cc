@@ -1,5 +1,8 @@
 // `hostmm snapshot` and `hostmm image` with the real pager and a guest that writes all the time:
 // every image is of one moment. Process tier; skips where the doctor says that hostmm cannot run.
+//
+// Usage: snapshot_live_test HOSTMM LIBRARY PAIR_WRITER FRAMES
+//        FRAMES: of the pager; hugetlb raises a sysctl of the machine
 
 #include <algorithm>
 #include <csignal>
@@ -19,6 +22,7 @@
 #include "tests/cli/installed_hostmm.h"
 #include "tests/cli/pairs.h"
 #include "tests/cli/process.h"
+#include "tests/testing/sysctl_guard.h"
 
 namespace hostmm::test {
 namespace {
@@ -26,7 +30,11 @@ namespace {
 using ::testing::HasSubstr;
 namespace fs = std::filesystem;
 
+// Pages of 2 MiB that a case needs at most: the region, and what three snapshots have copied.
+constexpr int64_t kHugetlbPages = 64;
+
 std::string pair_writer;
+std::string frames;
 
 std::string Read(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
@@ -56,12 +64,22 @@ std::optional<uint64_t> MomentOf(const std::string& memory) {
 
 class SnapshotLiveTest : public ::testing::Test {
  protected:
+  static void SetUpTestSuite() {
+    if (frames != "hugetlb") return;
+    pool_ = std::make_unique<SysctlGuard>("/proc/sys/vm/nr_overcommit_hugepages", kHugetlbPages);
+  }
+  static void TearDownTestSuite() { pool_.reset(); }
+
   void SetUp() override {
+    if (pool_ != nullptr && !pool_->ok()) {
+      GTEST_SKIP() << "vm.nr_overcommit_hugepages cannot be raised: needs root";
+    }
     const Outcome doctor = hostmm_.Run({"doctor"});
     if (doctor.status != ToInt(ExitStatus::kOk)) {
       GTEST_SKIP() << "there are no snapshots here:\n" << doctor.out;
     }
-    service_ = std::make_unique<Process>(hostmm_.Command({"pager", "--socket", Path("s")}));
+    service_ = std::make_unique<Process>(
+        hostmm_.Command({"pager", "--socket", Path("s"), "--frames", frames}));
     ASSERT_TRUE(service_->AwaitErr("serving " + Path("s") + " mode="));
     writer_ = std::make_unique<Process>(
         Launch{.command = {pair_writer}, .environment = {{"HOSTMM_SOCKET", Path("s")}}});
@@ -86,6 +104,7 @@ class SnapshotLiveTest : public ::testing::Test {
     return Read(Path("raw"));
   }
 
+  static inline std::unique_ptr<SysctlGuard> pool_;
   InstalledHostmm hostmm_;
   std::unique_ptr<Process> service_;
   std::unique_ptr<Process> writer_;
@@ -197,12 +216,13 @@ TEST_F(SnapshotLiveTest, AKilledPagerLeavesNoWholeImage) {
 
 int main(int argc, char** argv) {
   ::testing::InitGoogleTest(&argc, argv);
-  if (argc != 4) {
-    fprintf(stderr, "usage: snapshot_live_test HOSTMM LIBRARY PAIR_WRITER\n");
+  if (argc != 5) {
+    fprintf(stderr, "usage: snapshot_live_test HOSTMM LIBRARY PAIR_WRITER FRAMES\n");
     return 2;
   }
   hostmm::test::Sources::binary = argv[1];
   hostmm::test::Sources::library = argv[2];
   hostmm::test::pair_writer = std::filesystem::absolute(argv[3]);
+  hostmm::test::frames = argv[4];
   return RUN_ALL_TESTS();
 }

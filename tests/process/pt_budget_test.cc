@@ -81,12 +81,15 @@ TEST_P(PtBudgetSizeTest, HoldsAtEveryLook) {
   }
 }
 
-TEST_P(PtBudgetSizeTest, WithoutOneTheTablesGrowWithTheRegion) {
+// Not to the whole of what 4 KiB pages need (512 KiB, 2 MiB): blocks that are full are collapsed
+// meanwhile, and their tables go.
+TEST_P(PtBudgetSizeTest, WithoutOneTheTablesGrowBeyondIt) {
   const Ended ended = RunOnBaseFrames({}, GetParam());
   const std::vector<Tables> guests = TablesIn(ended.out);
   ASSERT_EQ(guests.size(), 2u) << ended.out;
-  const int64_t region_kib = GetParam() == "Region1GiB" ? 2048 : 512;
-  for (const Tables& tables : guests) EXPECT_GE(tables.peak, tables.baseline + region_kib);
+  for (const Tables& tables : guests) {
+    EXPECT_GT(tables.peak, tables.baseline + kBudgetKib + kSlackKib);
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Case, PtBudgetSizeTest, testing::Values("Region256MiB", "Region1GiB"),
