@@ -100,10 +100,11 @@ int Freezer::FreezeGuest(Guest& guest, LiveFile* file) {
   if (!guest.uffd.fd.ok()) return ENOTSUP;
   if (const int error = Register(guest, *file); error != 0) return error;
   const bool hugetlb = file->backing->kind() == FrameKind::kHugetlb;
+  // First, so that its agent wakes up while the kernel protects.
+  const bool told = Tell(guest, *file) == Told::kYes;
   if (hugetlb) {
     if (const int error = WriteProtect(guest, file->mm); error != 0) return error;
   }
-  const bool told = Tell(guest, *file) == Told::kYes;
   if (hugetlb && Knows(guest, file->mm)) return 0;
   if (told) {
     if (!Contains(file->waiting, guest.id)) file->waiting.push_back(guest.id);
