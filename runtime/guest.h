@@ -53,6 +53,14 @@ struct CowFork {
   uint32_t freeze = 0;  // that it has to end
 };
 
+// A file that is frozen, as far as this guest's agent was told and has answered.
+struct ToldFrozen {
+  MmId mm;
+  uint32_t order = 0;  // of the last kFreeze; an answer to an earlier one may be from before a thaw
+  // Its library knows: a child that it forks registers itself for everything.
+  enum class Knows : uint8_t { kNo, kYes } knows = Knows::kNo;
+};
+
 struct Guest {
   GuestId id;
   pid_t pid = 0;
@@ -76,9 +84,7 @@ struct Guest {
   std::vector<WatchedBoard> boards;
   // Its kForAll that have not been answered.
   uint32_t open_for_all = 0;
-  // The files of which its library knows that they are frozen (runtime/snapshot/): a child that it
-  // forks registers itself for everything.
-  std::vector<MmId> knows_frozen;
+  std::vector<ToldFrozen> frozen;  // runtime/snapshot/freezer.h
   // What its next kForkIntent's child is to have views of.
   std::vector<CowFork> cow_forks;
 };

@@ -7,7 +7,7 @@ namespace hostmm {
 
 std::optional<FrameNumber> FramePool::Allocate(uint64_t count) {
   assert(count != 0);
-  if (count > limit_ - used_) return std::nullopt;
+  if (count > limit_ - held_) return std::nullopt;
   // First fit: the stores of today ask for one size only, so that the first run nearly always fits.
   const auto run =
       std::find_if(free_.begin(), free_.end(), [&](const auto& at) { return at.second >= count; });
@@ -22,6 +22,7 @@ std::optional<FrameNumber> FramePool::Allocate(uint64_t count) {
     uses_.resize(first + count);
   }
   used_ += count;
+  held_ += count;
   return FrameNumber(first);
 }
 
@@ -46,6 +47,7 @@ void FramePool::Recycle(FrameNumber run, uint64_t count) {
   assert(first + count <= end());
   assert(
       std::all_of(&uses_[first], &uses_[first] + count, [](uint32_t uses) { return uses == 0; }));
+  held_ -= count;
   auto next = free_.lower_bound(first);
   assert(next == free_.end() || next->first >= first + count);
   if (next != free_.end() && next->first == first + count) {

@@ -25,7 +25,7 @@ namespace hostmm {
 
 class FramePool {
  public:
-  // At most `limit` frames are used at a time; 0: as many as a file can have.
+  // At most `limit` frames have memory at a time; 0: as many as a file can have.
   explicit FramePool(uint64_t limit = 0) : limit_(limit == 0 ? kMaxFilePages : limit) {}
 
   // `count` contiguous frames, from now on used, by no table yet. REQUIRES: count != 0.
@@ -39,7 +39,7 @@ class FramePool {
   // Allocate may hand the frames out again. REQUIRES: not used any more, and not recycled since.
   void Recycle(FrameNumber first, uint64_t count);
 
-  // That somebody uses; not those that wait to be recycled.
+  // That somebody uses; not those that wait to be recycled, which count for the limit.
   uint64_t used() const { return used_; }
   // Frames that the store must have room for; shrinks when the last ones are recycled.
   uint64_t end() const { return uses_.size(); }
@@ -47,6 +47,7 @@ class FramePool {
  private:
   uint64_t limit_;
   uint64_t used_ = 0;
+  uint64_t held_ = 0;                    // used, or not recycled yet
   std::vector<uint32_t> uses_;           // by frame; 0: none, or allocated and not named yet
   std::map<uint64_t, uint64_t> free_{};  // first frame -> frames; runs that touch are one
 };

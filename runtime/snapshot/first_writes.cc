@@ -28,6 +28,9 @@ void FirstWrites::Begin(MmId source, FilePage first, PageCount count) {
   LiveFile* file = files_->Find(source);
   if (file == nullptr || !cow_.IsShared(source, first)) return Finish(source, first, count);
   const std::optional<FrameNumber> frame = file->store->Allocate(count.value());
+  if (!frame.has_value() && file->store->gives_back()) {
+    return file->store->AfterGiveBack([=, this] { Begin(source, first, count); });
+  }
   if (!frame.has_value()) {
     return lose_(source, "the memory for copies is used up (--snapshot-memory)",
                  [=, this] { Finish(source, first, count); });
@@ -36,19 +39,24 @@ void FirstWrites::Begin(MmId source, FilePage first, PageCount count) {
   auto copy = std::make_shared<Copy>(Copy{.store = file->store, .frame = *frame, .error = 0});
   if (count.value() == 1) {
     copy->error = copy->store->Copy(live, first, count, *frame);
-    return OnCopied(source, first, count, *copy);
+    return OnCopied(source, first, count, copy);
   }
   pool_->Submit(
       [copy, backing = file->backing, first, count] {
         copy->error = copy->store->Copy(backing->file().get(), first, count, copy->frame);
       },
-      [=, this] { OnCopied(source, first, count, *copy); });
+      [=, this] { OnCopied(source, first, count, copy); });
 }
 
-void FirstWrites::OnCopied(MmId source, FilePage first, PageCount count, const Copy& copy) {
+void FirstWrites::OnCopied(MmId source, FilePage first, PageCount count,
+                           const std::shared_ptr<Copy>& made) {
   LiveFile* file = files_->Find(source);
+  Copy& copy = *made;
   // The last snapshot has gone, and with it the store; there may be other ones by now.
-  if (file == nullptr || file->store != copy.store) return Begin(source, first, count);
+  if (file == nullptr || file->store != copy.store) {
+    PreimageStore::Retire(std::move(copy.store), pool_);
+    return Begin(source, first, count);
+  }
   const std::vector<MmId> sharing = cow_.Sharing(source, first);
   uint32_t uses = 0;
   const TableStatus status = copy.error == 0 && !sharing.empty()

@@ -58,6 +58,12 @@ class FirstWrites {
   // lost. REQUIRES: one page, or one block of 2 MiB frames.
   void Privatize(MmId source, FilePage first, PageCount count, std::function<void()> then);
 
+  // A copy of the page, or of the block that begins with it, is being made: snapshots that come to
+  // share it meanwhile get it, too.
+  bool IsCopying(MmId source, FilePage first) const {
+    return copying_.contains(KeyOf(source, first));
+  }
+
  private:
   using Key = std::pair<uint64_t, uint64_t>;  // mm, page
   struct Copying {
@@ -77,7 +83,7 @@ class FirstWrites {
   }
 
   void Begin(MmId source, FilePage first, PageCount count);
-  void OnCopied(MmId source, FilePage first, PageCount count, const Copy& copy);
+  void OnCopied(MmId source, FilePage first, PageCount count, const std::shared_ptr<Copy>& made);
   void Finish(MmId source, FilePage first, PageCount count);
   void Grant(const FaultEvent& event, MmId source, FilePage first, PageCount count);
 

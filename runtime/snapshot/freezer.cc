@@ -15,6 +15,9 @@ namespace {
 // For an answer of the agent: between 250 and 500 ms. It needs microseconds; longer means that it
 // is stopped, or waits for a lock that its program holds.
 constexpr uint32_t kPatienceTicks = 2;
+// For a child that has been forked and has not attached, which takes it a millisecond: 1 s. All
+// faults of the file wait. Arbitrary.
+constexpr uint32_t kChildPatienceTicks = 4;
 
 bool Contains(const std::vector<GuestId>& guests, GuestId guest) {
   return std::ranges::find(guests, guest) != guests.end();
@@ -48,8 +51,20 @@ std::vector<GuestId> Freezer::MappersOf(MmId mm) const {
   return mappers;
 }
 
+ToldFrozen* Freezer::RecordOf(Guest& guest, MmId mm) {
+  const auto it = std::ranges::find(guest.frozen, mm, &ToldFrozen::mm);
+  return it == guest.frozen.end() ? nullptr : &*it;
+}
+
 bool Freezer::Knows(const Guest& guest, MmId mm) {
-  return std::ranges::find(guest.knows_frozen, mm) != guest.knows_frozen.end();
+  const auto it = std::ranges::find(guest.frozen, mm, &ToldFrozen::mm);
+  return it != guest.frozen.end() && it->knows == ToldFrozen::Knows::kYes;
+}
+
+void Freezer::SetKnows(Guest& guest, MmId mm) {
+  ToldFrozen* record = RecordOf(guest, mm);
+  if (record == nullptr) record = &guest.frozen.emplace_back(ToldFrozen{.mm = mm});
+  record->knows = ToldFrozen::Knows::kYes;
 }
 
 std::string Freezer::WhyNot(MmId mm) const {
@@ -64,26 +79,31 @@ std::string Freezer::WhyNot(MmId mm) const {
   return why;
 }
 
-int Freezer::Register(const Guest& guest, const LiveFile& file) const {
-  for (const Region& region : RegionsOf(guest.id, file.mm)) {
+int Freezer::Register(const Guest& guest, MmId mm) const {
+  int error = 0;
+  for (const Region& region : RegionsOf(guest.id, mm)) {
     const UffdResult result = UffdRegister(guest.uffd.fd.get(), region.va.value(),
                                            BytesOf(region.length), protocol::kTrackedModes);
     if (result == UffdResult::kDone) continue;
-    return IsGone(guest, region) ? 0 : ENOTSUP;
+    if (IsGone(guest, region)) return 0;
+    error = ENOTSUP;
   }
-  return 0;
+  return error;
 }
 
-Freezer::Told Freezer::Tell(Guest& guest, const LiveFile& file) const {
+Freezer::Told Freezer::Tell(Guest& guest, const LiveFile& file) {
   if (!guest.has_agent) return Told::kNo;
   protocol::Message freeze = NewPacket(protocol::Kind::kOrder);
   freeze.op = protocol::OrderOp::kFreeze;
   freeze.mm = {file.mm.slot, file.mm.generation};
-  freeze.order = file.freeze;
+  freeze.order = next_++;
   freeze.value[0] = file.backing->kind() == FrameKind::kHugetlb ? 1 : 0;
   const std::array<int, 2> fds = {guest.uffd.fd.get(), file.life_read.get()};
-  return SendPacket(guest.channel.fd.get(), freeze, fds) == SendResult::kSent ? Told::kYes
-                                                                              : Told::kNo;
+  if (SendPacket(guest.channel.fd.get(), freeze, fds) != SendResult::kSent) return Told::kNo;
+  ToldFrozen* record = RecordOf(guest, file.mm);
+  if (record == nullptr) record = &guest.frozen.emplace_back(ToldFrozen{.mm = file.mm});
+  record->order = freeze.order;
+  return Told::kYes;
 }
 
 int Freezer::WriteProtect(const Guest& guest, MmId mm) const {
@@ -98,7 +118,12 @@ int Freezer::WriteProtect(const Guest& guest, MmId mm) const {
 
 int Freezer::FreezeGuest(Guest& guest, LiveFile* file) {
   if (!guest.uffd.fd.ok()) return ENOTSUP;
-  if (const int error = Register(guest, *file); error != 0) return error;
+  if (Register(guest, file->mm) != 0) {
+    // The kernel has unmapped or moved something that we have not heard of yet: we shall, or it is
+    // late.
+    if (!Contains(file->waiting, guest.id)) file->waiting.push_back(guest.id);
+    return 0;
+  }
   const bool hugetlb = file->backing->kind() == FrameKind::kHugetlb;
   // First, so that its agent wakes up while the kernel protects.
   const bool told = Tell(guest, *file) == Told::kYes;
@@ -118,7 +143,6 @@ void Freezer::Freeze(LiveFile* file, Done done) {
   file->done = std::move(done);
   file->ticks = 0;
   file->freeze = next_++;
-  if (file->first_freeze == 0) file->first_freeze = file->freeze;
   int error = 0;
   for (const GuestId id : MappersOf(file->mm)) {
     Guest* guest = guests_->Find(id);
@@ -165,10 +189,10 @@ void Freezer::OnFreezeDone(Guest& guest, const protocol::Message& message) {
   const MmId mm{message.mm.slot, message.mm.generation};
   LiveFile* file = files_->Find(mm);
   if (file == nullptr || RegionsOf(guest.id, mm).empty()) return;
-  // Of a time before the last thaw, of which the agent will hear after this.
-  if (message.order < file->first_freeze || message.order > file->freeze) return;
-  if (!Knows(guest, mm)) guest.knows_frozen.push_back(mm);
-  if (message.order != file->freeze || !Contains(file->waiting, guest.id)) return;
+  const ToldFrozen* told = RecordOf(guest, mm);
+  if (told == nullptr || message.order != told->order) return;
+  SetKnows(guest, mm);
+  if (!Contains(file->waiting, guest.id)) return;
   // Memory that is locked cannot be zapped.
   const int error = message.status != protocol::Status::kOk ? WriteProtect(guest, mm) : 0;
   if (error != 0) return End(file, error);
@@ -178,12 +202,14 @@ void Freezer::OnFreezeDone(Guest& guest, const protocol::Message& message) {
 void Freezer::OnZapped(Guest& guest, MmId mm, uint32_t freeze) {
   LiveFile* file = files_->Find(mm);
   if (file == nullptr || file->freeze != freeze) return;
-  if (!Knows(guest, mm)) guest.knows_frozen.push_back(mm);
+  SetKnows(guest, mm);
   Release(file, guest.id);
 }
 
 Freezer::Forked Freezer::OnFork(const Guest& parent, Guest& child, std::vector<MmId>* unseen) {
-  child.knows_frozen = parent.knows_frozen;
+  for (const ToldFrozen& told : parent.frozen) {
+    if (told.knows == ToldFrozen::Knows::kYes) SetKnows(child, told.mm);
+  }
   for (const MmId mm : files_->all()) {
     LiveFile* file = files_->Find(mm);
     const bool thawed = file->state == LiveFile::State::kThawed;
@@ -200,7 +226,9 @@ Freezer::Forked Freezer::OnFork(const Guest& parent, Guest& child, std::vector<M
 void Freezer::OnAttach(Guest& guest) {
   for (const MmId mm : files_->all()) {
     LiveFile* file = files_->Find(mm);
-    if (file->state == LiveFile::State::kThawed || RegionsOf(guest.id, mm).empty()) continue;
+    // The end of one freeze may have been that of another file's last snapshot.
+    if (file == nullptr || file->state == LiveFile::State::kThawed) continue;
+    if (RegionsOf(guest.id, mm).empty()) continue;
     const bool member = Contains(file->waiting, guest.id);
     const int error = FreezeGuest(guest, file);
     // Who is no member writes nothing unseen: it has registered itself, or been registered before.
@@ -212,14 +240,14 @@ void Freezer::OnAttach(Guest& guest) {
     }
   }
   // Forked while the file was frozen, and come after its thaw.
-  const std::vector<MmId> known = guest.knows_frozen;
-  for (const MmId mm : known) {
-    const LiveFile* file = files_->Find(mm);
-    if (file == nullptr || file->state == LiveFile::State::kThawed) ThawGuest(guest, mm);
+  const std::vector<ToldFrozen> known = guest.frozen;
+  for (const ToldFrozen& told : known) {
+    const LiveFile* file = files_->Find(told.mm);
+    if (file == nullptr || file->state == LiveFile::State::kThawed) ThawGuest(guest, told.mm);
   }
 }
 
-void Freezer::OnMapped(Guest& guest, MmId mm) const {
+void Freezer::OnMapped(Guest& guest, MmId mm) {
   LiveFile* file = files_->Find(mm);
   if (file == nullptr || file->state == LiveFile::State::kThawed) return;
   // Nothing is mapped there yet that could be written: nobody waits for it. That it knows, its
@@ -228,7 +256,7 @@ void Freezer::OnMapped(Guest& guest, MmId mm) const {
 }
 
 void Freezer::ThawGuest(Guest& guest, MmId mm) const {
-  std::erase(guest.knows_frozen, mm);
+  std::erase_if(guest.frozen, [mm](const ToldFrozen& told) { return told.mm == mm; });
   if (!guest.uffd.fd.ok()) return;
   for (const Region& region : RegionsOf(guest.id, mm)) {
     // Modes can be added to a registration, not taken away.
@@ -301,21 +329,24 @@ void Freezer::Tick() {
     LiveFile* file = files_->Find(mm);
     if (file == nullptr || file->state != LiveFile::State::kFreezing) continue;
     if (++file->ticks < kPatienceTicks) continue;
-    int error = 0;
-    const std::vector<GuestId> late = file->waiting;
-    for (const GuestId id : late) {
-      const Guest* guest = guests_->Find(id);
-      // A child that has not attached is waited for; it runs no code of its program before.
-      if (guest != nullptr && guest->pid == 0) continue;
-      if (guest != nullptr && error == 0) error = WriteProtect(*guest, mm);
-      std::erase(file->waiting, id);
-    }
-    if (error != 0) {
-      End(file, error);
-    } else {
-      EndIfLast(file);
-    }
+    EndForTheLate(file);
   }
+}
+
+void Freezer::EndForTheLate(LiveFile* file) {
+  const std::vector<GuestId> late = file->waiting;
+  for (const GuestId id : late) {
+    const Guest* guest = guests_->Find(id);
+    // A child that has not attached runs no code of its program.
+    const bool is_child = guest != nullptr && guest->pid == 0;
+    if (is_child && file->ticks < kChildPatienceTicks) continue;
+    int error = is_child ? ETIMEDOUT : 0;
+    if (guest != nullptr && error == 0) error = Register(*guest, file->mm);
+    if (guest != nullptr && error == 0) error = WriteProtect(*guest, file->mm);
+    if (error != 0) return End(file, error);
+    std::erase(file->waiting, id);
+  }
+  EndIfLast(file);
 }
 
 uint64_t Freezer::ModesFor(MmId mm) const {

@@ -15,7 +15,9 @@
 // Late:     an agent that has not answered within kPatienceTicks, or cannot zap (locked memory):
 //           its mappings are write-protected from outside, which takes milliseconds per GiB. Such a
 //           guest does not know that it is frozen: if it forks, nobody watches the child
-//           (Forked::kUnseen).
+//           (Forked::kUnseen). A child that has been announced and does not come ends the freeze.
+// Numbers:  each kFreeze has one of its own. An answer counts if it is to the last one that the
+//           guest was sent, and no kThaw was sent after that.
 // Again:    a guest on hugetlb that knows already is write-protected, told and not waited for.
 // Holding:  with kFreeze each agent gets a duplicate of its userfaultfd and the read end of the
 //           life pipe.
@@ -39,6 +41,8 @@ namespace hostmm {
 
 class Freezer {
  public:
+  // EAGAIN: a guest left meanwhile; ETIMEDOUT: a child does not come; ENOTSUP: one cannot be
+  // frozen.
   using Done = std::function<void(int error)>;
   // A freeze is over, and the faults that waited for it have been served.
   using Ended = std::function<void(MmId)>;
@@ -79,7 +83,7 @@ class Freezer {
   // It has a userfaultfd and perhaps an agent now, or a new agent.
   void OnAttach(Guest& guest);
   // The file has just been mapped in the guest, and registered with ModesFor(file).
-  void OnMapped(Guest& guest, MmId mm) const;
+  void OnMapped(Guest& guest, MmId mm);
   // The guest maps nothing of the file any more.
   void OnUnmapped(Guest& guest, MmId mm);
   // A child that registered itself for everything: what is not frozen any more is registered anew.
@@ -98,23 +102,26 @@ class Freezer {
   // The guest's regions of the file that can be written.
   std::vector<Region> RegionsOf(GuestId guest, MmId mm) const;
   std::vector<GuestId> MappersOf(MmId mm) const;
+  static ToldFrozen* RecordOf(Guest& guest, MmId mm);
   static bool Knows(const Guest& guest, MmId mm);
+  static void SetKnows(Guest& guest, MmId mm);
   // RETURNS an errno, or 0.
-  int Register(const Guest& guest, const LiveFile& file) const;
-  Told Tell(Guest& guest, const LiveFile& file) const;
+  int Register(const Guest& guest, MmId mm) const;
+  Told Tell(Guest& guest, const LiveFile& file);
   int WriteProtect(const Guest& guest, MmId mm) const;
   int FreezeGuest(Guest& guest, LiveFile* file);
   void ThawGuest(Guest& guest, MmId mm) const;
   void ThawNext();
   void Release(LiveFile* file, GuestId guest);
   void EndIfLast(LiveFile* file);
+  void EndForTheLate(LiveFile* file);
   void End(LiveFile* file, int error);
 
   HostTables* const tables_;
   GuestSet* const guests_;
   LiveFiles* const files_;
   const uint64_t normal_modes_;
-  uint32_t next_ = 1;  // number of the next freeze, of whatever file
+  uint32_t next_ = 1;  // number of the next freeze of whatever file, or of the next kFreeze
   Resume resume_ = [](const FaultEvent&) {};
   Ended ended_ = [](MmId) {};
   Soon soon_;

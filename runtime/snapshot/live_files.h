@@ -43,7 +43,6 @@ struct LiveFile {
   std::array<uint64_t, 2> random = {};
   uint64_t sequence = 0;
   State state = State::kThawed;
-  uint32_t first_freeze = 0;       // number of the first one, after what may have been a thaw
   uint32_t freeze = 0;             // number of the latest one
   uint32_t ticks = 0;              // that it has taken so far
   std::vector<GuestId> waiting;    // who has not been frozen yet

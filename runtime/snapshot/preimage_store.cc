@@ -52,7 +52,7 @@ int ReadFrames(int file, uint64_t offset, std::byte* to, uint64_t bytes) {
 absl::StatusOr<PreimageStore> PreimageStore::Create(uint64_t limit_bytes) {
   UniqueFd file(memfd_create("hostmm-preimages", MFD_CLOEXEC));
   if (!file.ok()) return SysError("memfd_create(hostmm-preimages)");
-  return PreimageStore(std::move(file), limit_bytes / kPageSize);
+  return PreimageStore(std::move(file), (limit_bytes + kPageSize - 1) / kPageSize);
 }
 
 void PreimageStore::Punch(const Run& run) const {
@@ -89,15 +89,23 @@ std::vector<PreimageStore::Run> PreimageStore::Joined(std::vector<Run> runs) {
 void PreimageStore::GiveBack(const std::shared_ptr<PreimageStore>& store, WorkerPool* pool) {
   if (store->unused_.empty()) return;
   auto runs = std::make_shared<std::vector<Run>>(std::exchange(store->unused_, {}));
+  ++store->giving_back_;
   pool->Submit(
       [store, runs] {
         *runs = Joined(std::move(*runs));
         for (const Run& run : *runs) store->Punch(run);
       },
-      [store, runs] {
-        for (const Run& run : *runs) store->pool_.Recycle(FrameNumber(run.first), run.count);
+      // Not a reference: the last one is to go with a worker (Retire).
+      [weak = std::weak_ptr(store), runs] {
+        if (const auto still = weak.lock(); still != nullptr) still->OnGivenBack(*runs);
       },
       WorkerPool::Priority::kLater);
+}
+
+void PreimageStore::OnGivenBack(const std::vector<Run>& runs) {
+  for (const Run& run : runs) pool_.Recycle(FrameNumber(run.first), run.count);
+  --giving_back_;
+  for (const std::function<void()>& then : TakeWaiting()) then();
 }
 
 void PreimageStore::Retire(std::shared_ptr<PreimageStore> store, WorkerPool* pool) {

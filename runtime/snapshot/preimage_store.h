@@ -15,8 +15,10 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -33,7 +35,8 @@ class PreimageStore {
   // At most `limit_bytes`; 0: as much as memory has. Errors: the failed system call.
   static absl::StatusOr<PreimageStore> Create(uint64_t limit_bytes);
 
-  // Contiguous frames; nullopt at the limit. Then SetUses or Discard, once.
+  // Contiguous frames; nullopt at the limit, for which what is being given back counts. Then
+  // SetUses or Discard, once.
   std::optional<FrameNumber> Allocate(uint64_t count) { return pool_.Allocate(count); }
   void SetUses(FrameNumber first, uint64_t count, uint32_t uses) {
     pool_.SetUses(first, count, uses);
@@ -43,6 +46,11 @@ class PreimageStore {
   void Drop(FrameNumber first, PageCount count);
   // Has the memory of what was dropped and discarded given back. Until then it is not used again.
   static void GiveBack(const std::shared_ptr<PreimageStore>& store, WorkerPool* pool);
+  bool gives_back() const { return giving_back_ != 0; }
+  // Calls `then` when something has been given back. REQUIRES: gives_back().
+  void AfterGiveBack(std::function<void()> then) { waiting_.push_back(std::move(then)); }
+  // Those that are not to be called by a store that is to be retired.
+  std::vector<std::function<void()>> TakeWaiting() { return std::exchange(waiting_, {}); }
   // Has all of it given back, if no one else holds it.
   static void Retire(std::shared_ptr<PreimageStore> store, WorkerPool* pool);
 
@@ -63,11 +71,14 @@ class PreimageStore {
       : file_(std::move(file)), pool_(limit_frames) {}
 
   static std::vector<Run> Joined(std::vector<Run> runs);
+  void OnGivenBack(const std::vector<Run>& runs);
   void Punch(const Run& run) const;
 
   UniqueFd file_;
   FramePool pool_;
   std::vector<Run> unused_;  // to be given back
+  uint32_t giving_back_ = 0;
+  std::vector<std::function<void()>> waiting_;
 };
 
 // Reads exactly `bytes`; what lies behind the end of the file is zeros. RETURNS an errno, or 0.

@@ -9,10 +9,12 @@
 #include <cstring>
 #include <initializer_list>
 #include <memory>
+#include <optional>
 #include <utility>
 #include <vector>
 
 #include "runtime/worker_pool.h"
+#include "tests/testing/deadline.h"
 
 namespace hostmm {
 namespace {
@@ -65,12 +67,14 @@ TEST(PreimageStoreTest, WhatLiesBehindTheEndIsZeros) {
 }
 
 TEST(PreimageStoreTest, HasALimit) {
-  PreimageStore store = *PreimageStore::Create(2 * kPageSize);
-  const FrameNumber first = *store.Allocate(1);
-  EXPECT_TRUE(store.Allocate(1).has_value());
-  EXPECT_FALSE(store.Allocate(1).has_value());
-  store.Discard(first, PageCount(1));
-  EXPECT_TRUE(store.Allocate(1).has_value());
+  for (const uint64_t limit : {2 * kPageSize, kPageSize + 1}) {
+    PreimageStore store = *PreimageStore::Create(limit);
+    EXPECT_TRUE(store.Allocate(1).has_value());
+    EXPECT_TRUE(store.Allocate(1).has_value());
+    EXPECT_FALSE(store.Allocate(1).has_value());
+  }
+  EXPECT_TRUE(PreimageStore::Create(1)->Allocate(1).has_value());
+  EXPECT_FALSE(PreimageStore::Create(1)->Allocate(2).has_value());
 }
 
 class GivenBackTest : public testing::Test {
@@ -127,6 +131,33 @@ TEST_F(GivenBackTest, ItIsUsedAgainOnlyAfterwards) {
   EXPECT_EQ(store_->Allocate(1), FrameNumber(3));
   Await(1);
   EXPECT_EQ(store_->Allocate(1), FrameNumber(0));
+}
+
+// The limit is of memory: whoever needs a frame can wait for one that is on its way.
+TEST_F(GivenBackTest, AtTheLimitItIsWaitedFor) {
+  store_ = std::make_shared<PreimageStore>(*PreimageStore::Create(kPageSize));
+  store_->Discard(*store_->Allocate(1), PageCount(1));
+  EXPECT_FALSE(store_->Allocate(1).has_value());
+  EXPECT_FALSE(store_->gives_back());
+  PreimageStore::GiveBack(store_, &pool_);
+  ASSERT_TRUE(store_->gives_back());
+  std::optional<FrameNumber> frame;
+  store_->AfterGiveBack([&] { frame = store_->Allocate(1); });
+  EXPECT_FALSE(store_->Allocate(1).has_value());
+  Await(1);
+  EXPECT_EQ(frame, FrameNumber(0));
+  EXPECT_FALSE(store_->gives_back());
+}
+
+TEST_F(GivenBackTest, AnOldStoreIsClosedByTheWorkerAlsoWhenItGivesBack) {
+  DropEach(CopyPages(2), {0});
+  PreimageStore::GiveBack(store_, &pool_);
+  const std::weak_ptr<PreimageStore> store = store_;
+  PreimageStore::Retire(std::move(store_), &pool_);
+  // Before this thread hears of either.
+  const test::Deadline deadline(test::kStepDeadline);
+  EXPECT_TRUE(test::PollUntil(deadline, [&] { return store.expired(); }));
+  pool_.RunDone();
 }
 
 TEST_F(GivenBackTest, AnOldStoreIsClosedByTheWorker) {

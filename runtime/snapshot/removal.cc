@@ -79,9 +79,11 @@ void Snapshots::RemoveNext(const std::shared_ptr<Removal>& removal) {
     if (blocks && !shared.empty()) break;
     // A hole stays what it is.
     if (!blocks) page = std::max(page, NextData(backing->file().get(), page));
-    if (page < end && cow_.IsShared(part.mm, page)) {
-      shared.push_back(blocks ? FirstPageOf(BlockFloor(page)) : page);
-    }
+    if (page >= end) break;
+    const FilePage unit = blocks ? FirstPageOf(BlockFloor(page)) : page;
+    // Who shares it when a copy is done gets what was there when it began.
+    const bool needed = cow_.IsShared(part.mm, page) || first_writes_.IsCopying(part.mm, unit);
+    if (needed) shared.push_back(unit);
   }
   const MmId mm = part.mm;
   if (shared.empty()) {

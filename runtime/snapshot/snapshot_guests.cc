@@ -1,6 +1,7 @@
 // What guests ask of snapshots beside taking one: views, forks, their end. (snapshots.h)
 #include <fcntl.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 
 #include <algorithm>
 #include <array>
@@ -131,30 +132,39 @@ void Snapshots::ForkCow(Guest& guest, Packet& packet) {
     return Refuse(packet, EINVAL, "a bad range");
   }
   const AddrRange range{begin, begin + PagesFloor(packet.message.length)};
-  const MmId source = region->mm;
-  if (const std::string why = WhyNot(source); !why.empty()) return Refuse(packet, ENOTSUP, why);
-  const absl::StatusOr<LiveFile*> file =
-      live_.FindOrMake(source, files_->Find(source), terms_.memory_limit);
-  if (!file.ok()) return Refuse(packet, ENOSPC, "no descriptors or memory for it");
-  // Another region of the same file, for the same fork.
-  if (const std::optional<CowFork> open = OpenCowFork(guest, **file); open.has_value()) {
-    DropCowFork(guest, range.start);
-    TakenSnapshot* taken = set_.FindMm(open->snapshot);
-    const UniqueFd readable = (*file)->backing->OpenAnew(O_RDONLY);
-    if (taken == nullptr || !readable.ok()) return Refuse(packet, EMFILE, "no descriptor");
-    set_.Hold(taken);
-    return AnswerCowFork(guest, range, *taken, packet.fds[0].get(), readable);
-  }
   auto asker = std::make_shared<Asker>();
   asker->reply = std::move(packet.fds[0]);
   asker->uid = guest.uid;
-  WhenNotFreezing(*file, [this, source, asker, id = guest.id, range] {
-    Guest* there = guests_->Find(id);
-    const int error = there == nullptr || live_.Find(source) == nullptr
-                          ? EINVAL
-                          : StartCowFork(*there, range, source, *asker);
-    if (error != 0) SayRefused(asker->reply.get(), error, "it could not be frozen");
-  });
+  ForkCowOf(guest.id, range, region->mm, asker);
+}
+
+void Snapshots::ForkCowOf(GuestId id, AddrRange range, MmId source,
+                          const std::shared_ptr<Asker>& asker) {
+  Guest* guest = guests_->Find(id);
+  if (guest == nullptr) return;
+  const int reply = asker->reply.get();
+  const LiveFile* open = live_.Find(source);
+  if (open != nullptr && open->state == LiveFile::State::kFreezing) {
+    const std::optional<CowFork> same = OpenCowFork(*guest, *open);
+    if (!same.has_value()) {
+      return WaitForFreeze(source, *asker, [=, this] { ForkCowOf(id, range, source, asker); });
+    }
+    // Another region of the same file, for the same fork.
+    DropCowFork(*guest, range.start);
+    TakenSnapshot* taken = set_.FindMm(same->snapshot);
+    const UniqueFd readable = open->backing->OpenAnew(O_RDONLY);
+    if (taken == nullptr || !readable.ok()) return SayRefused(reply, EMFILE, "no descriptor");
+    set_.Hold(taken);
+    return AnswerCowFork(*guest, range, *taken, reply, readable);
+  }
+  if (const std::string why = WhyNot(source); !why.empty()) {
+    return SayRefused(reply, ENOTSUP, why);
+  }
+  const absl::StatusOr<LiveFile*> file =
+      live_.FindOrMake(source, files_->Find(source), terms_.memory_limit);
+  if (!file.ok()) return SayRefused(reply, ENOSPC, "no descriptors or memory for it");
+  const int error = StartCowFork(*guest, range, source, *asker);
+  if (error != 0) SayRefused(reply, error, "it could not be frozen");
   RunRequests(source);
 }
 
@@ -167,13 +177,12 @@ int Snapshots::StartCowFork(Guest& guest, AddrRange range, MmId source, const As
   if (!readable.ok()) return EMFILE;
   TakenSnapshot* taken = Record(source, asker.uid);
   if (taken == nullptr) return ENOSPC;
-  // Later than this call only because a process left meanwhile: then the child's view is no
-  // snapshot.
+  // Later than this call only because of another process: then the child's view is no snapshot.
   auto answered = std::make_shared<bool>(false);
   auto error = std::make_shared<int>(0);
   freezer_.Freeze(file, [this, source, answered, error](int failed) {
     *error = failed;
-    if (*answered && failed != 0) Lose(source, "a process left hostmm meanwhile", [] {});
+    if (*answered && failed != 0) Lose(source, WhyNotFrozen(failed), [] {});
   });
   *answered = true;
   if (*error != 0) {
@@ -214,32 +223,47 @@ void Snapshots::BeforeFork(Guest& parent) {
 }
 
 void Snapshots::AfterFork(Guest& parent, Guest* child) {
-  std::vector<MmId> inherited;
   if (child != nullptr) {
-    MapCowViews(parent, *child);
+    if (MapCowViews(parent, *child) == Mapped::kNo) Disown(*child);
     std::vector<MmId> unseen;
     freezer_.OnFork(parent, *child, &unseen);
     for (const MmId mm : unseen) {
       LoseFor(mm, absl::StrCat("process ", parent.pid, " forked before it could be frozen"));
     }
   } else {
-    tables_->ForEachRegion(parent.id, [&](const Region& region) {
-      const bool known = std::ranges::find(inherited, region.mm) != inherited.end();
-      if (!known) inherited.push_back(region.mm);
-    });
-    for (const MmId mm : inherited) {
-      if (files_->Find(mm) == nullptr) continue;
-      AddUnwatched(mm, 0, UniqueFd());
-      if (live_.Find(mm) == nullptr) continue;
-      LoseFor(mm, "a forked process is not watched");
-    }
+    LoseForUnwatchedChild(parent.id);
   }
   while (!parent.cow_forks.empty()) DropCowFork(parent, parent.cow_forks.front().va);
 }
 
-void Snapshots::MapCowViews(Guest& parent, Guest& child) {
+// Of all that `guest` maps there is a child of it, or itself, that nobody watches.
+void Snapshots::LoseForUnwatchedChild(GuestId guest) {
+  std::vector<MmId> inherited;
+  tables_->ForEachRegion(guest, [&](const Region& region) {
+    const bool known = std::ranges::find(inherited, region.mm) != inherited.end();
+    if (!known && (region.flags & kView) == 0) inherited.push_back(region.mm);
+  });
+  for (const MmId mm : inherited) {
+    if (files_->Find(mm) == nullptr) continue;
+    AddUnwatched(mm, 0, UniqueFd());
+    if (live_.Find(mm) == nullptr) continue;
+    LoseFor(mm, "a forked process is not watched");
+  }
+}
+
+// Its views could not be entered in the tables, so that nobody could serve them: it would read its
+// parent's live memory. Without a channel its library makes them SIGBUS before the program goes on,
+// and the rest of its memory plain.
+void Snapshots::Disown(const Guest& child) {
+  shutdown(child.channel.fd.get(), SHUT_RDWR);
+  LoseForUnwatchedChild(child.id);
+}
+
+Snapshots::Mapped Snapshots::MapCowViews(const Guest& parent, const Guest& child) {
   for (const CowFork& fork : parent.cow_forks) {
     const MmId source = cow_.SourceOf(fork.snapshot);
+    // Lost since it was taken for this fork.
+    if (!source.valid()) return Mapped::kNo;
     std::vector<RegionSpec> specs;
     tables_->ForEachRegion(parent.id, [&](const Region& region) {
       if (!(region.mm == source) || region.va < fork.va || region.va >= fork.end) return;
@@ -253,12 +277,10 @@ void Snapshots::MapCowViews(Guest& parent, Guest& child) {
       specs.push_back(spec);
     });
     for (const RegionSpec& spec : specs) {
-      // Without a record of it the child's touches are denied, and it reads what is not its own.
-      if (tables_->MapRegion(child.id, spec) != TableStatus::kOk) {
-        LoseFor(source, "the pager's tables are full");
-      }
+      if (tables_->MapRegion(child.id, spec) != TableStatus::kOk) return Mapped::kNo;
     }
   }
+  return Mapped::kYes;
 }
 
 bool Snapshots::MapsFile(GuestId guest, MmId mm) const {
@@ -276,7 +298,7 @@ void Snapshots::OnAttach(Guest& guest) {
   freezer_.OnAttach(guest);
 }
 
-Snapshots::Frozen Snapshots::OnMapped(Guest& guest, MmId mm) const {
+Snapshots::Frozen Snapshots::OnMapped(Guest& guest, MmId mm) {
   if (!IsFrozen(mm)) return Frozen::kNo;
   freezer_.OnMapped(guest, mm);
   return Frozen::kYes;

@@ -95,36 +95,32 @@ void Snapshots::Take(Guest& guest, Packet& packet) {
   const std::optional<Region> region = tables_->FindRegion(guest.id, GuestAddr(packet.message.va));
   if (!region.has_value()) return Refuse(packet, ENOMEM, "nothing managed is mapped there");
   if ((region->flags & kView) != 0) return Refuse(packet, ENOTSUP, "a view is no live memory");
-  if (const std::string why = WhyNot(region->mm); !why.empty()) {
-    return Refuse(packet, ENOTSUP, why);
-  }
-  if (HasTooManyRequests(region->mm)) return Refuse(packet, EAGAIN, kTooMany);
   auto asker = std::make_shared<Asker>();
   asker->reply = std::move(packet.fds[0]);
   asker->uid = guest.uid;
   TakeOf(region->mm, std::move(asker));
 }
 
-bool Snapshots::HasTooManyRequests(MmId source) const {
-  const auto waiting = requests_.find(KeyOf(source));
-  return waiting != requests_.end() && waiting->second.size() >= kMaxRequests;
-}
-
 void Snapshots::TakeOf(MmId source, std::shared_ptr<Asker> asker) {
-  absl::StatusOr<LiveFile*> file =
+  const LiveFile* open = live_.Find(source);
+  if (open != nullptr && open->state == LiveFile::State::kFreezing) {
+    return WaitForFreeze(source, *asker, [this, source, asker] { TakeOf(source, asker); });
+  }
+  if (const std::string why = WhyNot(source); !why.empty()) {
+    return SayRefused(asker->reply.get(), ENOTSUP, why);
+  }
+  const absl::StatusOr<LiveFile*> file =
       live_.FindOrMake(source, files_->Find(source), terms_.memory_limit);
   if (!file.ok()) return SayRefused(asker->reply.get(), ENOSPC, "no descriptors or memory for it");
-  WhenNotFreezing(*file, [this, source, asker] {
-    LiveFile* ready = live_.Find(source);
-    if (ready == nullptr) return TakeOf(source, asker);
-    freezer_.Freeze(ready, [this, source, asker](int error) { OnFrozen(source, asker, error); });
-  });
+  freezer_.Freeze(*file, [this, source, asker](int error) { OnFrozen(source, asker, error); });
 }
 
-// One freeze of a file at a time; the others wait for its end.
-void Snapshots::WhenNotFreezing(LiveFile* file, std::function<void()> request) {
-  if (file->state != LiveFile::State::kFreezing) return request();
-  requests_[KeyOf(file->mm)].push_back(std::move(request));
+// One freeze of a file at a time; the others wait for its end, and are asked anew then: a process
+// may have left.
+void Snapshots::WaitForFreeze(MmId source, const Asker& asker, std::function<void()> request) {
+  std::deque<std::function<void()>>& waiting = requests_[KeyOf(source)];
+  if (waiting.size() >= kMaxRequests) return SayRefused(asker.reply.get(), EAGAIN, kTooMany);
+  waiting.push_back(std::move(request));
 }
 
 // At the end of a freeze, when the faults that waited have been served.
@@ -149,10 +145,24 @@ void Snapshots::OnFrozen(MmId source, const std::shared_ptr<Asker>& asker, int e
     // Whoever asked may have gone.
     set_.Unhold(taken);
   } else {
-    const char* why = error == EAGAIN ? "a process left hostmm meanwhile"
-                      : error != 0    ? "a process could not be frozen"
-                                      : "the pager's tables are full";
-    SayRefused(asker->reply.get(), error != 0 ? error : ENOSPC, why);
+    SayRefused(asker->reply.get(),
+               error == ETIMEDOUT ? EAGAIN
+               : error != 0       ? error
+                                  : ENOSPC,
+               WhyNotFrozen(error));
+  }
+}
+
+const char* Snapshots::WhyNotFrozen(int error) {
+  switch (error) {
+    case 0:
+      return "the pager's tables are full";
+    case EAGAIN:
+      return "a process left hostmm meanwhile";
+    case ETIMEDOUT:
+      return "a process that was just forked does not go on";
+    default:
+      return "a process could not be frozen";
   }
 }
 
@@ -250,7 +260,6 @@ void Snapshots::SayInfo(const TakenSnapshot& snapshot, const Packet& packet) con
   const LiveFile* file = live_.Find(snapshot.source);
   const MmInfo info = tables_->Info(snapshot.mm);
   Message answer = NewPacket(protocol::Kind::kReply);
-  answer.va = snapshot.unit;
   answer.length = snapshot.length;
   answer.offset = file != nullptr ? file->store->used_bytes() : 0;
   answer.mm = {snapshot.mm.slot, snapshot.mm.generation};
@@ -298,8 +307,6 @@ void Snapshots::OnTool(const Peer& peer, Packet& packet, const ResolveName& reso
   } else if (const int error = resolve(peer, name, &mm); error != 0) {
     return Refuse(packet, error, error == ENOENT ? "no region has that name" : "not yours");
   }
-  if (const std::string why = WhyNot(mm); !why.empty()) return Refuse(packet, ENOTSUP, why);
-  if (HasTooManyRequests(mm)) return Refuse(packet, EAGAIN, kTooMany);
   auto asker = std::make_shared<Asker>();
   asker->reply = std::move(packet.fds[0]);
   asker->uid = peer.uid;
@@ -320,9 +327,14 @@ void Snapshots::OnReleased(MmId mm) {
   views_.OnReleased(mm);
   for (const MmId source : live_.all()) {
     CountSnapshots(source);
-    if (LiveFile* file = live_.Find(source); file != nullptr) {
-      PreimageStore::GiveBack(file->store, pool_);
-    }
+    GiveBack(source);
+  }
+}
+
+// What snapshots that are gone have left; if there are others. With the last one goes the store.
+void Snapshots::GiveBack(MmId source) {
+  if (const LiveFile* file = live_.Find(source); file != nullptr) {
+    PreimageStore::GiveBack(file->store, pool_);
   }
 }
 
@@ -340,9 +352,11 @@ void Snapshots::ThawIfLast(MmId source) {
   if (file == nullptr || file->snapshots != 0 || file->state == LiveFile::State::kFreezing) return;
   if (requests_.contains(KeyOf(source))) return;
   freezer_.Thaw(file);
+  const std::vector<std::function<void()>> waiting = file->store->TakeWaiting();
   PreimageStore::Retire(std::move(file->store), pool_);
   // And with it the last write end of the life pipe that is ours.
   live_.Erase(source);
+  for (const std::function<void()>& then : waiting) then();
 }
 
 bool Snapshots::IsFrozen(MmId mm) const {
@@ -374,6 +388,7 @@ void Snapshots::OnViewsLost(MmId source, MmId snapshot) {
   cow_.Lose(snapshot, &released);
   files_->Release(released);
   CountSnapshots(source);
+  GiveBack(source);
   if (const auto it = losing_.find(KeyOf(source)); it != losing_.end()) {
     std::erase(it->second.open, snapshot);
   }

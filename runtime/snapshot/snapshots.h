@@ -92,7 +92,7 @@ class Snapshots {
   // A region of the file was mapped at a new place and registered with ModesFor. kYes: it is
   // frozen.
   enum class Frozen : uint8_t { kNo, kYes };
-  Frozen OnMapped(Guest& guest, MmId mm) const;
+  Frozen OnMapped(Guest& guest, MmId mm);
   uint64_t ModesFor(MmId mm) const { return freezer_.ModesFor(mm); }
   // The guest has unmapped `gone`, in the tables too.
   void OnUnmapped(Guest& guest, const std::vector<Region>& gone);
@@ -146,8 +146,8 @@ class Snapshots {
 
   void TakeOf(MmId source, std::shared_ptr<Asker> asker);
   std::string WhyNot(MmId source);
-  bool HasTooManyRequests(MmId source) const;
-  void WhenNotFreezing(LiveFile* file, std::function<void()> request);
+  void WaitForFreeze(MmId source, const Asker& asker, std::function<void()> request);
+  static const char* WhyNotFrozen(int error);
   void OnFrozen(MmId source, const std::shared_ptr<Asker>& asker, int error);
   TakenSnapshot* Record(MmId source, uid_t uid);
   void AnswerHandle(int reply, TakenSnapshot* snapshot);
@@ -163,9 +163,14 @@ class Snapshots {
   void OnViewsLost(MmId source, MmId snapshot);
   void EndLosing(MmId source);
   void CountSnapshots(MmId source);
+  void GiveBack(MmId source);
   enum class Held : uint8_t { kYes, kNo };
   Held HoldView(Guest& guest, MmId snapshot);
-  void MapCowViews(Guest& parent, Guest& child);
+  enum class Mapped : uint8_t { kNo, kYes };
+  Mapped MapCowViews(const Guest& parent, const Guest& child);
+  void Disown(const Guest& child);
+  void LoseForUnwatchedChild(GuestId guest);
+  void ForkCowOf(GuestId id, AddrRange range, MmId source, const std::shared_ptr<Asker>& asker);
   int StartCowFork(Guest& guest, AddrRange range, MmId source, const Asker& asker);
   void AnswerCowFork(Guest& guest, AddrRange range, const TakenSnapshot& taken, int reply,
                      const UniqueFd& file);

@@ -3,6 +3,7 @@
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <poll.h>
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
@@ -286,6 +287,106 @@ TEST_F(SnapshotsTest, ItIsThawedWhenTheLastHandleIsClosed) {
   second.reset();
   RunUntil(loop_.get(), [&] { return !IsFrozen(); });
   EXPECT_TRUE(NextOrder(*window.guest, OrderOp::kThaw).has_value());
+}
+
+TEST_F(SnapshotsTest, WhatWaitedForAFreezeIsRefusedWhenAProcessLeftAlive) {
+  const Window leaver = NewWindow();
+  const Window window = NewWindow();
+  const UniqueFd first = AskForSnapshot(window);
+  const UniqueFd second = AskForSnapshot(window);
+  EndGuest(*leaver.guest);
+  EXPECT_EQ(AnswerOn(first)->value[1], uint64_t{EAGAIN});
+  const std::optional<Message> answer = AnswerOn(second);
+  ASSERT_TRUE(answer.has_value());
+  EXPECT_EQ(answer->value[1], uint64_t{ENOTSUP});
+  EXPECT_FALSE(IsFrozen());
+}
+
+// Of what was unmapped, and thawed with that, when the agent came to answer.
+TEST_F(SnapshotsTest, AnAnswerFromBeforeItWasMappedAnewIsNone) {
+  const Window first = NewWindow();
+  const Window second = NewWindow();
+  const UniqueFd reply = AskForSnapshot(second);
+  const std::optional<Message> old = NextOrder(*first.guest, OrderOp::kFreeze);
+  ASSERT_TRUE(old.has_value());
+  Note(*first.guest, Ranged(Kind::kUnmap, first.va(), kRegion));
+  const Window again = Map(*first.guest);
+  CarryOutFreeze(*second.guest);
+  ASSERT_TRUE(AnswerOn(reply).has_value());
+  const UniqueFd handle = std::move(file_);
+  SayFrozen(*first.guest, *old);
+  // Its library does not know: nobody sees what the child writes.
+  const UniqueFd childs_end = AnnounceFork(*first.guest);
+  const Message info = AskHandle(handle, NewPacket(Kind::kSnapshotInfo), loop_.get());
+  EXPECT_EQ(info.value[1], uint64_t{EIO});
+}
+
+// The kernel has unmapped it; what says so is on its way.
+TEST_F(SnapshotsTest, WhoIsJustUnmappingIsWaitedFor) {
+  Window first = NewWindow();
+  const Window second = NewWindow();
+  const uint64_t va = first.va();
+  first.memory = test::ScopedMapping();
+  const UniqueFd reply = AskForSnapshot(second);
+  CarryOutFreeze(*second.guest);
+  EXPECT_FALSE(AnswerOn(reply).has_value());
+  Note(*first.guest, Ranged(Kind::kUnmap, va, kRegion));
+  const std::optional<Message> answer = AnswerOn(reply);
+  ASSERT_TRUE(answer.has_value());
+  EXPECT_EQ(answer->status, Status::kOk);
+}
+
+// A program may map something else there without a word, by a system call of its own.
+TEST_F(SnapshotsTest, WhoCannotBeRegisteredEndsTheFreezeWhenItIsLate) {
+  Window first = NewWindow();
+  const Window second = NewWindow();
+  first.memory = test::ScopedMapping();
+  const UniqueFd reply = AskForSnapshot(second);
+  CarryOutFreeze(*second.guest);
+  snapshots_.Tick();
+  EXPECT_FALSE(AnswerOn(reply).has_value());
+  snapshots_.Tick();
+  const std::optional<Message> answer = AnswerOn(reply);
+  ASSERT_TRUE(answer.has_value());
+  EXPECT_EQ(answer->value[1], uint64_t{ENOTSUP});
+}
+
+TEST_F(SnapshotsTest, AChildThatDoesNotComeEndsTheFreeze) {
+  const Window window = NewWindow();
+  const UniqueFd reply = AskForSnapshot(window);
+  const UniqueFd childs_end = AnnounceFork(*window.guest);
+  CarryOutFreeze(*window.guest);
+  for (int tick = 0; tick < 3; ++tick) snapshots_.Tick();
+  EXPECT_FALSE(AnswerOn(reply).has_value());
+  snapshots_.Tick();
+  const std::optional<Message> answer = AnswerOn(reply);
+  ASSERT_TRUE(answer.has_value());
+  EXPECT_EQ(answer->value[1], uint64_t{EAGAIN});
+  EXPECT_NE(std::string(answer->text).find("forked"), std::string::npos) << answer->text;
+  EXPECT_FALSE(IsFrozen());
+}
+
+// It would read its parent's live memory for ever.
+TEST_F(SnapshotsTest, ACopyOnWriteChildWithoutAViewIsNotServed) {
+  Guest& guest = NewProcess();
+  const std::optional<Message> created = Ask(guest, Ranged(Kind::kCreate, 0, kRegion));
+  ASSERT_TRUE(created.has_value());
+  const test::ScopedMapping memory = test::ScopedMapping::SharedFile(file_.get(), kRegion);
+  const auto va = reinterpret_cast<uint64_t>(memory.data());
+  Message map = Ranged(Kind::kMap, va, kRegion);
+  map.mm = created->mm;
+  map.mode = kCow;
+  ASSERT_EQ(StatusOf(guest, map), Status::kOk);
+  for (const bool lost : {false, true}) {
+    SCOPED_TRACE(lost);
+    ASSERT_EQ(Ask(guest, Ranged(Kind::kForkCow, va, kRegion))->status, Status::kOk);
+    if (lost) snapshots_.LoseFor({created->mm.slot, created->mm.generation}, "no memory");
+    const UniqueFd childs_end = AnnounceFork(guest);
+    pollfd end = {childs_end.get(), POLLIN | POLLRDHUP, 0};
+    ASSERT_GE(poll(&end, 1, 0), 0);
+    EXPECT_EQ((end.revents & POLLRDHUP) != 0, lost);
+    EndGuest(*guests_.Find(children_.back()));
+  }
 }
 
 // The kernel goes through all page tables of a guest at its thaw.
