@@ -7,8 +7,6 @@
 //   --how=bare   what the kernel takes at least to stop all writes to a mapping of --frames: its
 //                registration with a userfaultfd for all modes, and MADV_DONTNEED (hugetlb:
 //                UFFDIO_WRITEPROTECT). Nobody is told, no snapshot is made
-//   --how=told   the same, done by a thread that sleeps until it is told: whoever is to stop the
-//                writes of another process has no other way
 //
 //   --frames=base|huge|hugetlb --bytes=N --times=N
 //
@@ -19,17 +17,12 @@
 #include <linux/userfaultfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
-#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <cstdint>
-#include <functional>
-#include <optional>
 #include <string>
-#include <thread>
-#include <utility>
 
 #include "benchmarks/driver_steps.h"
 #include "benchmarks/native_mapping.h"
@@ -100,39 +93,10 @@ void Freeze(int uffd, const Memory& memory, Frames frames) {
   if (ioctl(uffd, UFFDIO_WRITEPROTECT, &ask) != 0) Fail("UFFDIO_WRITEPROTECT");
 }
 
-// A thread that does the work when it is told, and says when it has.
-class Told {
- public:
-  explicit Told(std::function<void()> work) : work_(std::move(work)) {
-    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends_) != 0) Fail("socketpair");
-    thread_ = std::thread([this] {
-      for (char order; read(ends_[1], &order, 1) == 1;) {
-        work_();
-        if (write(ends_[1], &order, 1) != 1) return;
-      }
-    });
-  }
-  ~Told() {
-    close(ends_[0]);
-    thread_.join();
-    close(ends_[1]);
-  }
-  void operator()() const {
-    char order = 'f';
-    if (write(ends_[0], &order, 1) != 1 || read(ends_[0], &order, 1) != 1) Fail("an order");
-  }
-
- private:
-  const std::function<void()> work_;
-  int ends_[2];
-  std::thread thread_;
-};
-
-uint64_t TimeBare(int uffd, const Memory& memory, Frames frames,
-                  const std::function<void()>& freeze) {
+uint64_t TimeBare(int uffd, const Memory& memory, Frames frames) {
   AwaitNativeMapping(memory.at, memory.bytes, frames, [&] { Write(memory, FrameBytes(frames)); });
   const uint64_t start = NowNs();
-  freeze();
+  Freeze(uffd, memory, frames);
   const uint64_t ns = NowNs() - start;
   uffdio_range range = {reinterpret_cast<uint64_t>(memory.at), memory.bytes};
   if (ioctl(uffd, UFFDIO_UNREGISTER, &range) != 0) Fail("UFFDIO_UNREGISTER");
@@ -142,8 +106,7 @@ uint64_t TimeBare(int uffd, const Memory& memory, Frames frames,
 }
 
 int Main(int argc, char** argv) {
-  const std::string how(TextOption(argc, argv, "how", "bare"));
-  const bool is_fork = how == "fork";
+  const bool is_fork = TextOption(argc, argv, "how", "bare") == "fork";
   const Frames frames = FramesOption(TextOption(argc, argv, "frames", "huge"));
   const uint64_t bytes = NumberOption(argc, argv, "bytes", uint64_t{1} << 30);
   const uint64_t times = NumberOption(argc, argv, "times", 10);
@@ -152,12 +115,9 @@ int Main(int argc, char** argv) {
   const int uffd = is_fork ? -1 : OpenUserfaultfd();
   Write(memory, kPageBytes);
   if (!is_fork) Register(uffd, memory, kNormalModes);
-  std::function<void()> freeze = [&] { Freeze(uffd, memory, frames); };
-  std::optional<Told> told;
-  if (how == "told") freeze = [&told = told.emplace(freeze)] { told(); };
   std::string json;
   for (uint64_t i = 0; i < times; ++i) {
-    const uint64_t ns = is_fork ? TimeFork(memory) : TimeBare(uffd, memory, frames, freeze);
+    const uint64_t ns = is_fork ? TimeFork(memory) : TimeBare(uffd, memory, frames);
     json += (i == 0 ? "" : ",") + std::to_string(ns);
   }
   Report("{\"step\":\"timed\",\"ns\":[" + json + "]}");

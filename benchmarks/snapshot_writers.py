@@ -19,7 +19,7 @@ _WRITERS = (1, 8, 64)
 _WRITERS_QUICK = (1, 4, 8)
 _SMALL, _LARGE = 256 << 20, 1 << 30
 _SMALL_QUICK, _LARGE_QUICK = 64 << 20, 256 << 20
-_TIMES = 10
+_TIMES = 20
 _TIMES_QUICK = 4
 # What a further writer may cost at the upper end, against what one costs at the lower. Arbitrary.
 _LINEAR = 1.25
