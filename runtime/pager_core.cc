@@ -76,7 +76,9 @@ Snapshots::Terms SnapshotTermsOf(const PagerOptions& options, const Rung& rung) 
   Snapshots::Terms terms;
   terms.normal_modes = TermsOf(options, rung).register_modes;
   terms.memory_limit = options.snapshot_memory_bytes;
-  if (rung.uffd.source != UffdAccess::Source::kNone) terms.uffd = Snapshots::Terms::Uffd::kHere;
+  if (rung.uffd.source != UffdAccess::Source::kNone) {
+    terms.uffd = Snapshots::UffdWith(rung.uffd.features);
+  }
   return terms;
 }
 

@@ -26,6 +26,9 @@
 #define MREMAP_DONTUNMAP 4
 #endif
 
+#ifndef UFFD_FEATURE_WP_UNPOPULATED  // Linux 6.4
+#define UFFD_FEATURE_WP_UNPOPULATED (1 << 13)
+#endif
 #ifndef UFFDIO_CONTINUE_MODE_WP  // Linux 6.4
 #define UFFDIO_CONTINUE_MODE_WP (static_cast<__u64>(1) << 1)
 #endif

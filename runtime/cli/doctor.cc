@@ -20,6 +20,9 @@ constexpr uint64_t kGranuleBytes = uint64_t{2} << 20;
 // came with 6.1.
 constexpr int kOldestMajor = 6;
 constexpr int kOldestMinor = 1;
+// UFFDIO_CONTINUE_MODE_WP, with which a page of frozen memory is given back so that the first write
+// to it is seen. No feature bit says it.
+constexpr std::pair kOldestWithSnapshots(6, 4);
 
 // The pager keeps this many descriptors per guest (its channel, its userfaultfd, its pidfd), and
 // some for itself.
@@ -55,6 +58,12 @@ constexpr NamedFeature kFeatures[] = {
     {kFeatureRwp, "RWPROTECT"},
 };
 
+// Of what is shared, present pages are given on request, and first writes seen.
+constexpr NamedFeature kNeededForSnapshots[] = {
+    {UFFD_FEATURE_MINOR_SHMEM, "MINOR_SHMEM"},
+    {UFFD_FEATURE_WP_HUGETLBFS_SHMEM, "WP_HUGETLBFS_SHMEM"},
+};
+
 std::string MiB(uint64_t bytes) { return std::to_string(bytes >> 20) + " MiB"; }
 
 std::string Count(uint64_t number) {
@@ -72,6 +81,7 @@ class Judgement {
     Userfaultfd();
     Features();
     Passing();
+    Snapshots();
     IoUring();
     UserNamespace();
     HugeFrames();
@@ -91,6 +101,14 @@ class Judgement {
     diagnosis_.findings.push_back({level, std::move(thing), std::move(fact), std::move(remedy)});
   }
 
+  // Of the last line that has one.
+  std::string LastRemedy() const {
+    for (auto it = diagnosis_.findings.rbegin(); it != diagnosis_.findings.rend(); ++it) {
+      if (!it->remedy.empty()) return it->remedy;
+    }
+    return "";
+  }
+
   // Level of something whose absence ends in a weaker mode.
   void LoseUffd() {
     if (diagnosis_.mode == ExpectedMode::kUffd) diagnosis_.mode = ExpectedMode::kNative;
@@ -105,6 +123,7 @@ class Judgement {
   void Userfaultfd();
   void Features();
   void Passing();
+  void Snapshots();
   void IoUring();
   void UserNamespace();
   void HugeFrames();
@@ -207,6 +226,33 @@ void Judgement::Passing() {
       "a process without privilege cannot use the passed descriptor: " + ErrnoText(passed.error) +
           ": native mode",
       "allow ioctl USERFAULTFD_IOC_NEW in the seccomp or LSM policy of the container");
+}
+
+// Not for the verdict: a host without snapshots runs everything else. Called behind the lines about
+// userfaultfd: what it lacks there, it lacks here, and the remedy is the same.
+void Judgement::Snapshots() {
+  const UserfaultfdFeatures& uffd = host_.userfaultfd;
+  std::string absent;
+  for (const NamedFeature& feature : kNeededForSnapshots) {
+    if ((uffd.feature_bits & feature.bit) == 0) absent += " " + std::string(feature.name);
+  }
+  if (diagnosis_.mode != ExpectedMode::kUffd || uffd.feature_bits == 0) {
+    Say(Level::kWarn, "snapshots", "not in native mode", LastRemedy());
+  } else if (std::pair(host_.kernel.major, host_.kernel.minor) < kOldestWithSnapshots) {
+    Say(Level::kWarn, "snapshots",
+        "not on " + host_.kernel.text + ": pages cannot be given back write-protected",
+        "install Linux 6.4 or later and reboot");
+  } else if (!absent.empty()) {
+    Say(Level::kWarn, "snapshots", "not with a userfaultfd without" + absent,
+        "boot a kernel with CONFIG_HAVE_ARCH_USERFAULTFD_WP=y and "
+        "CONFIG_HAVE_ARCH_USERFAULTFD_MINOR=y (x86-64 has both)");
+  } else if (!uffd.device.works() && uffd.unprivileged_sysctl.value_or(0) != 1) {
+    Say(Level::kWarn, "snapshots",
+        "possible, but not of what a program maps that changes from root to another user",
+        LastRemedy());
+  } else {
+    Say(Level::kOk, "snapshots", "possible; of memory whose frames are the pager's");
+  }
 }
 
 void Judgement::IoUring() {

@@ -22,7 +22,8 @@ HostFeatures HealthyHost() {
   host.userfaultfd.device = Attempt::Works();
   host.userfaultfd.system_call = Attempt::Works();
   host.userfaultfd.passed_descriptor = Attempt::Works();
-  host.userfaultfd.feature_bits = UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MINOR_SHMEM;
+  host.userfaultfd.feature_bits =
+      UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MINOR_SHMEM | UFFD_FEATURE_WP_HUGETLBFS_SHMEM;
   host.huge.shmem_enabled = "never";
   host.huge.tmpfs = Attempt::Works();
   host.huge.huge_bytes = uint64_t{2} << 20;
@@ -84,6 +85,60 @@ TEST(DoctorTest, SystemCallIsEnoughWhereEverybodyMayMakeIt) {
   const Diagnosis diagnosis = Judge(host, GoodLibrary());
   EXPECT_EQ(Find(diagnosis, "userfaultfd").level, Level::kOk);
   EXPECT_EQ(diagnosis.status(), ExitStatus::kOk);
+}
+
+TEST(DoctorTest, NativeModeHasNoSnapshotsAndTheRemedyIsThatOfUserfaultfd) {
+  HostFeatures host = HealthyHost();
+  host.userfaultfd.device = Attempt::Refused(EACCES);
+  host.userfaultfd.system_call = Attempt::Refused(EPERM);
+  host.userfaultfd.passed_descriptor = Attempt();
+  host.userfaultfd.feature_bits = 0;
+  const Diagnosis diagnosis = Judge(host, GoodLibrary());
+  const Finding snapshots = Find(diagnosis, "snapshots");
+  EXPECT_EQ(snapshots.level, Level::kWarn);
+  EXPECT_EQ(snapshots.fact, "not in native mode");
+  EXPECT_EQ(snapshots.remedy, Find(diagnosis, "userfaultfd").remedy);
+}
+
+TEST(DoctorTest, ADescriptorThatCannotBePassedOnMeansNoSnapshots) {
+  HostFeatures host = HealthyHost();
+  host.userfaultfd.passed_descriptor = Attempt::Refused(EPERM);
+  const Diagnosis diagnosis = Judge(host, GoodLibrary());
+  EXPECT_EQ(Find(diagnosis, "snapshots").level, Level::kWarn);
+  EXPECT_EQ(Find(diagnosis, "snapshots").remedy, Find(diagnosis, "passing").remedy);
+}
+
+TEST(DoctorTest, SnapshotsNeedLinux6Dot4) {
+  HostFeatures host = HealthyHost();
+  host.kernel = ParseKernelRelease("6.3.9");
+  const Diagnosis diagnosis = Judge(host, GoodLibrary());
+  EXPECT_EQ(Find(diagnosis, "snapshots").level, Level::kWarn);
+  EXPECT_THAT(Find(diagnosis, "snapshots").remedy, HasSubstr("6.4"));
+  EXPECT_EQ(diagnosis.status(), ExitStatus::kOk) << "everything else runs";
+  host.kernel = ParseKernelRelease("6.4.0");
+  EXPECT_EQ(Find(Judge(host, GoodLibrary()), "snapshots").level, Level::kOk);
+}
+
+TEST(DoctorTest, SnapshotsNeedFirstWritesToBeSeen) {
+  HostFeatures host = HealthyHost();
+  host.userfaultfd.feature_bits &= ~uint64_t{UFFD_FEATURE_WP_HUGETLBFS_SHMEM};
+  const Finding snapshots = Find(Judge(host, GoodLibrary()), "snapshots");
+  EXPECT_EQ(snapshots.level, Level::kWarn);
+  EXPECT_THAT(snapshots.fact, HasSubstr("without WP_HUGETLBFS_SHMEM"));
+  EXPECT_THAT(snapshots.remedy, HasSubstr("CONFIG_HAVE_ARCH_USERFAULTFD_WP=y"));
+}
+
+// Such a program gets native mode, and what it maps has no snapshots.
+TEST(DoctorTest, WithTheSystemCallOfRootAloneSomeMemoryHasNoSnapshots) {
+  HostFeatures host = HealthyHost();
+  host.userfaultfd.device = Attempt::Refused(ENOENT);
+  host.userfaultfd.passed_descriptor = Attempt();
+  const Finding snapshots = Find(Judge(host, GoodLibrary()), "snapshots");
+  EXPECT_EQ(snapshots.level, Level::kWarn);
+  EXPECT_THAT(snapshots.fact, HasSubstr("from root to another user"));
+  EXPECT_EQ(snapshots.remedy, "sysctl -w vm.unprivileged_userfaultfd=1");
+  host.userfaultfd.unprivileged_sysctl = 1;
+  EXPECT_EQ(Find(Judge(host, GoodLibrary()), "snapshots").level, Level::kOk);
 }
 
 TEST(DoctorTest, DeniedHugePagesMeanBaseFrames) {

@@ -88,28 +88,76 @@ std::optional<Failure> Keep(const SnapshotOptions& options, const UniqueFd& hand
   return RefusedSnapshot("--keep=" + options.keep, answer);
 }
 
+// "" for one that goes with this command.
+std::string KeptNameOf(const SnapshotOptions& options) {
+  if (!options.keep.empty()) return "@" + options.keep;
+  return options.region.starts_with('@') ? options.region : "";
+}
+
 // How to go on with what stands in the file.
 std::string RemedyOf(const SnapshotOptions& options, const ImageFile& file) {
-  std::string kept;
-  if (!options.keep.empty()) kept = "@" + options.keep;
-  if (options.region.starts_with('@')) kept = options.region;
+  const std::string kept = KeptNameOf(options);
   if (kept.empty() || file.start() == UINT64_MAX || options.file == "-") return "";
   std::string command = "go on with: hostmm snapshot " + kept + " " + options.file + " --resume";
   if (!options.earlier.empty()) command += " --incremental-from " + options.earlier;
   return command;
 }
 
-Failure RefusedExport(const SnapshotOptions& options, const ImageFile& file, const Packet& answer) {
-  const std::string why = WhyRefused(answer);
-  switch (ErrnoOf(answer)) {
-    case EIO:
-      return MakeFailure(ExitStatus::kSnapshotFailed, options.region,
-                         "the snapshot is lost: " + why, "take another one");
-    case EINVAL:
-      return MakeFailure(ExitStatus::kBadImage, file.path(), why, "");
-    default:
-      return MakeFailure(ExitStatus::kImageNotWritten, file.path(), why, RemedyOf(options, file));
+// How the pager's line begins if it is not the file that does not fit, but the base. Both are
+// EINVAL.
+constexpr std::string_view kAboutBase = "the base is ";
+
+// Why the snapshot behind `handle` is lost; nullopt: it is whole, or nobody says.
+std::optional<std::string> WhyLost(const SnapshotOptions& options, const UniqueFd& handle) {
+  const OrFailure<Packet> answered =
+      AskPager(handle, options.socket_path, NewPacket(Kind::kSnapshotInfo));
+  const Packet* answer = std::get_if<Packet>(&answered);
+  if (answer == nullptr || ErrnoOf(*answer) != EIO) return std::nullopt;
+  return WhyRefused(*answer);
+}
+
+// `name`: under which it is kept, or "".
+Failure LostSnapshot(std::string_view what, const std::string& name, const std::string& why) {
+  const std::string drop =
+      name.empty() ? "" : "'hostmm snapshot --drop " + name.substr(1) + "', and ";
+  return MakeFailure(ExitStatus::kSnapshotFailed, what, "the snapshot is lost: " + why,
+                     drop + "take another one");
+}
+
+Failure RefusedBase(const SnapshotOptions& options, const UniqueFd& earlier,
+                    const std::string& why) {
+  const std::string name = "@" + options.earlier;
+  if (const auto lost = WhyLost(options, earlier)) return LostSnapshot(name, name, *lost);
+  // What --keep has kept stays so.
+  const std::string kept = KeptNameOf(options);
+  return MakeFailure(ExitStatus::kUsage, "--incremental-from=" + options.earlier, why,
+                     "name one that is, or leave it out: hostmm snapshot " +
+                         (kept.empty() ? options.region : kept) + " " + options.file);
+}
+
+// The disk says EIO as well as a snapshot that is lost.
+Failure RefusedWithEio(const SnapshotOptions& options, const ImageFile& file,
+                       const UniqueFd& handle, const std::string& why) {
+  if (const auto lost = WhyLost(options, handle)) {
+    return LostSnapshot(options.region, KeptNameOf(options), *lost);
   }
+  const std::string go_on = RemedyOf(options, file);
+  return MakeFailure(
+      ExitStatus::kImageNotWritten, file.path(), why,
+      "look after the disk, " + (go_on.empty() ? "and do it again" : "then " + go_on));
+}
+
+Failure RefusedExport(const SnapshotOptions& options, const ImageFile& file, const Packet& answer,
+                      const UniqueFd& handle, const UniqueFd& earlier) {
+  const std::string why = WhyRefused(answer);
+  const int error = ErrnoOf(answer);
+  if (error == EIO) return RefusedWithEio(options, file, handle, why);
+  if (error == EINVAL && why.starts_with(kAboutBase)) return RefusedBase(options, earlier, why);
+  if (error == EINVAL && options.begin == SnapshotOptions::Begin::kResume) {
+    return MakeFailure(ExitStatus::kBadImage, file.path(), why,
+                       "leave --resume out, and name a new file");
+  }
+  return MakeFailure(ExitStatus::kImageNotWritten, file.path(), why, RemedyOf(options, file));
 }
 
 class Export {
@@ -183,7 +231,9 @@ std::optional<Failure> WriteImage(const SnapshotOptions& options, const ImageFil
   const OrFailure<Packet> answered = Export(options, file).Run(handle, earlier);
   if (const Failure* failure = FailureOf(answered)) return *failure;
   const Packet& answer = std::get<Packet>(answered);
-  if (answer.message.status != protocol::Status::kOk) return RefusedExport(options, file, answer);
+  if (answer.message.status != protocol::Status::kOk) {
+    return RefusedExport(options, file, answer, handle, earlier);
+  }
   if (auto failure = file.Finish(answer.message.length)) return failure;
   if (options.verbosity == Verbosity::kQuiet) return std::nullopt;
   const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;

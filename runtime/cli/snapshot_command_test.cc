@@ -64,6 +64,8 @@ class ScriptedPager {
   };
   std::function<Message(const std::string& text)> on_drop = on_snapshot_of;
   std::function<Message(const std::string& text)> on_keep = on_snapshot_of;
+  // Asked of the handles of base and snapshot alike.
+  std::function<Message()> on_info = [] { return NewPacket(Kind::kReply); };
   std::function<Message(const Packet& ask)> on_export = [](const Packet& ask) {
     EXPECT_EQ(pwrite(ask.fds[1].get(), "image", 5, static_cast<off_t>(ask.message.offset)), 5);
     Message answer = NewPacket(Kind::kReply);
@@ -118,6 +120,10 @@ class ScriptedPager {
       case Kind::kDropKept:
         asked.push_back("drop " + text);
         SendPacket(reply, on_drop(text));
+        return;
+      case Kind::kSnapshotInfo:
+        asked.push_back("info");
+        SendPacket(reply, on_info());
         return;
       default:
         asked.push_back("export of " + std::to_string(ask.fd_count) + " at " +
@@ -271,8 +277,97 @@ TEST_F(SnapshotCommandTest, AnImageThatIsCutOffStaysAndSaysHowToGoOn) {
 
 TEST_F(SnapshotCommandTest, ALostSnapshotIsNoFaultOfTheFile) {
   pager_->on_export = [](const Packet&) { return Refusal(EIO, "out of frames"); };
+  pager_->on_info = [] { return Refusal(EIO, "out of frames"); };
   EXPECT_EQ(Run(Options()), ToInt(ExitStatus::kSnapshotFailed));
-  EXPECT_THAT(err_, HasSubstr("the snapshot is lost: out of frames; take another one"));
+  EXPECT_THAT(err_, HasSubstr("buffers: the snapshot is lost: out of frames; take another one"));
+}
+
+TEST_F(SnapshotCommandTest, ALostSnapshotThatIsKeptIsToBeDroppedFirst) {
+  SnapshotOptions options = Options();
+  options.keep = "mon";
+  pager_->on_export = [](const Packet&) { return Refusal(EIO, "out of frames"); };
+  pager_->on_info = [] { return Refusal(EIO, "out of frames"); };
+  EXPECT_EQ(Run(options), ToInt(ExitStatus::kSnapshotFailed));
+  EXPECT_THAT(err_, HasSubstr("; 'hostmm snapshot --drop mon', and take another one"));
+}
+
+// The same errno, while the pager says that the snapshot is whole.
+TEST_F(SnapshotCommandTest, ADiskThatFailsIsNoLossOfTheSnapshot) {
+  SnapshotOptions options = Options();
+  pager_->on_export = [](const Packet& ask) {
+    EXPECT_EQ(write(ask.fds[1].get(), "ima", 3), 3);
+    return Refusal(EIO, "the image cannot be written: Input/output error");
+  };
+  EXPECT_EQ(Run(options), ToInt(ExitStatus::kImageNotWritten));
+  EXPECT_THAT(err_, HasSubstr("hostmm: " + options.file +
+                              ": the image cannot be written: Input/output error; look after the "
+                              "disk, and do it again\n"));
+  EXPECT_THAT(pager_->asked, ElementsAre("of buffers", "export of 3 at 0 after 0", "info"));
+}
+
+TEST_F(SnapshotCommandTest, ADiskThatFailsUnderAKeptSnapshotCanBeGoneOnWith) {
+  SnapshotOptions options = Options();
+  options.keep = "mon";
+  pager_->on_export = [](const Packet& ask) {
+    EXPECT_EQ(write(ask.fds[1].get(), "ima", 3), 3);
+    return Refusal(EIO, "nothing of the image could be written");
+  };
+  EXPECT_EQ(Run(options), ToInt(ExitStatus::kImageNotWritten));
+  EXPECT_THAT(err_, HasSubstr("; look after the disk, then go on with: hostmm snapshot @mon " +
+                              options.file + " --resume\n"));
+}
+
+TEST_F(SnapshotCommandTest, ABaseThatIsNotEarlierIsNoFaultOfTheFile) {
+  SnapshotOptions options = Options();
+  options.earlier = "mon";
+  const std::string why = "the base is not an earlier snapshot of the same region";
+  pager_->on_export = [&](const Packet&) { return Refusal(EINVAL, why); };
+  EXPECT_EQ(Run(options), ToInt(ExitStatus::kUsage));
+  EXPECT_THAT(err_, HasSubstr("hostmm: --incremental-from=mon: " + why +
+                              "; name one that is, or leave it out: hostmm snapshot buffers " +
+                              options.file + "\n"));
+  EXPECT_FALSE(ImageExists());
+}
+
+// With REGION in it a second snapshot would be taken, while the first one has the name.
+TEST_F(SnapshotCommandTest, WhatWasKeptBeforeTheBaseWasRefusedIsInTheRemedy) {
+  SnapshotOptions options = Options();
+  options.earlier = "mon";
+  options.keep = "tue";
+  pager_->on_export = [](const Packet&) { return Refusal(EINVAL, "the base is not earlier"); };
+  EXPECT_EQ(Run(options), ToInt(ExitStatus::kUsage));
+  EXPECT_THAT(err_, HasSubstr("leave it out: hostmm snapshot @tue " + options.file + "\n"));
+}
+
+TEST_F(SnapshotCommandTest, ABaseThatIsLostIsToldSo) {
+  SnapshotOptions options = Options();
+  options.earlier = "mon";
+  pager_->on_export = [](const Packet&) { return Refusal(EINVAL, "the base is not earlier"); };
+  pager_->on_info = [] { return Refusal(EIO, "out of frames"); };
+  EXPECT_EQ(Run(options), ToInt(ExitStatus::kSnapshotFailed));
+  EXPECT_THAT(err_, HasSubstr("hostmm: @mon: the snapshot is lost: out of frames; "
+                              "'hostmm snapshot --drop mon', and take another one\n"));
+}
+
+TEST_F(SnapshotCommandTest, AFileThatIsNoImageOfTheSnapshotIsABadImage) {
+  dir_.Write("image", "something else");
+  SnapshotOptions options = Options("@mon");
+  options.begin = SnapshotOptions::Begin::kResume;
+  options.earlier = "sun";
+  pager_->on_export = [](const Packet&) {
+    return Refusal(EINVAL, "the file is no image of this snapshot");
+  };
+  EXPECT_EQ(Run(options), ToInt(ExitStatus::kBadImage));
+  EXPECT_THAT(err_, HasSubstr("hostmm: " + options.file + ": the file is no image of this "));
+  EXPECT_EQ(Image(), "something else");
+}
+
+// A file system that does not take the write as it is: there is no image yet that could be bad.
+TEST_F(SnapshotCommandTest, AWriteThatIsInvalidIsNoBadImage) {
+  pager_->on_export = [](const Packet&) {
+    return Refusal(EINVAL, "the image cannot be written: Invalid argument");
+  };
+  EXPECT_EQ(Run(Options()), ToInt(ExitStatus::kImageNotWritten));
 }
 
 TEST_F(SnapshotCommandTest, APagerThatGoesMidwayIsToldSo) {

@@ -16,6 +16,7 @@
 #include "runtime/image/image_writer.h"
 #include "runtime/snapshot/answers.h"
 #include "runtime/snapshot/region_source.h"
+#include "runtime/uapi_compat.h"
 
 namespace hostmm {
 
@@ -67,6 +68,13 @@ Snapshots::Snapshots(const Parts& parts, const Terms& terms)
   freezer_.SetSoon([this](std::function<void()> then) { loop_->Soon(std::move(then)); });
 }
 
+Snapshots::Terms::Uffd Snapshots::UffdWith(uint64_t features) {
+  // UFFDIO_CONTINUE_MODE_WP has no bit of its own; it came with Linux 6.4, as WP_UNPOPULATED did.
+  constexpr uint64_t kNeeded =
+      UFFD_FEATURE_MINOR_SHMEM | UFFD_FEATURE_WP_HUGETLBFS_SHMEM | UFFD_FEATURE_WP_UNPOPULATED;
+  return (features & kNeeded) == kNeeded ? Terms::Uffd::kHere : Terms::Uffd::kTooOld;
+}
+
 // What loop and workers still hold of an image would look for its snapshot when they go.
 Snapshots::~Snapshots() {
   for (const std::weak_ptr<ImageWriter>& image : exports_) {
@@ -78,6 +86,7 @@ Snapshots::~Snapshots() {
 
 std::string Snapshots::WhyNot(MmId source) {
   if (terms_.uffd == Terms::Uffd::kNone) return "native mode has no snapshots";
+  if (terms_.uffd == Terms::Uffd::kTooOld) return "snapshots need Linux 6.4 (hostmm doctor)";
   if (files_->Find(source) == nullptr) return "the file is not one of the pager's";
   const auto unwatched = unwatched_.find(KeyOf(source));
   if (unwatched != unwatched_.end()) {

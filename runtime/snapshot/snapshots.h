@@ -55,11 +55,14 @@ class Snapshots {
     EventLoop* loop;
   };
   struct Terms {
-    enum class Uffd : uint8_t { kNone, kHere } uffd = Uffd::kNone;
+    // kTooOld: pages cannot be given back write-protected, or first writes not seen.
+    enum class Uffd : uint8_t { kNone, kTooOld, kHere } uffd = Uffd::kNone;
     uint64_t normal_modes = 0;  // UFFDIO_REGISTER_MODE_* of memory that is not frozen
     uint64_t memory_limit = 0;  // bytes of pre-images of one file; 0: none
     CowPolicy policy;
   };
+  // Of a userfaultfd that offers these UFFD_FEATURE_*.
+  static Terms::Uffd UffdWith(uint64_t features);
   // A region by its name, if `peer` may read it. RETURNS an errno, or 0.
   using ResolveName = std::function<int(const Peer& peer, const std::string& name, MmId* mm)>;
 

@@ -22,6 +22,7 @@
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "runtime/session_fixture.h"
+#include "runtime/uapi_compat.h"
 #include "tests/testing/scoped_mapping.h"
 #include "tests/testing/skip.h"
 #include "tests/testing/test_uffd.h"
@@ -475,6 +476,17 @@ TEST_F(SnapshotsTest, AChildThatCannotBeWatchedEndsTheFreeze) {
   const std::optional<Message> answer = AnswerOn(reply);
   ASSERT_TRUE(answer.has_value());
   EXPECT_EQ(answer->value[1], uint64_t{EAGAIN});
+}
+
+TEST_F(SnapshotsTest, NeedsAUserfaultfdThatCanDoIt) {
+  constexpr uint64_t kAll = UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MINOR_SHMEM |
+                            UFFD_FEATURE_WP_HUGETLBFS_SHMEM | UFFD_FEATURE_WP_UNPOPULATED;
+  EXPECT_EQ(Snapshots::UffdWith(kAll), Snapshots::Terms::Uffd::kHere);
+  for (const uint64_t feature :
+       {uint64_t{UFFD_FEATURE_MINOR_SHMEM}, uint64_t{UFFD_FEATURE_WP_HUGETLBFS_SHMEM},
+        uint64_t{UFFD_FEATURE_WP_UNPOPULATED}}) {
+    EXPECT_EQ(Snapshots::UffdWith(kAll & ~feature), Snapshots::Terms::Uffd::kTooOld);
+  }
 }
 
 TEST_F(SnapshotsTest, RefusesWhatCannotBeFrozen) {

@@ -394,6 +394,8 @@ TEST_F(CliTest, DoctorAgreesWithItself) {
   EXPECT_THAT(json.out, HasSubstr("\"status\":" + std::to_string(json.status)));
   EXPECT_THAT(text.out, HasSubstr("granule         2 MiB"));
   EXPECT_THAT(text.out, HasSubstr("ok    preload"));
+  EXPECT_THAT(text.out, HasSubstr(" snapshots       "));
+  EXPECT_THAT(json.out, HasSubstr("\"thing\":\"snapshots\""));
 }
 
 TEST_F(CliTest, DoctorWithoutTheLibraryCannotRun) {

@@ -75,7 +75,8 @@ class SnapshotLiveTest : public ::testing::Test {
       GTEST_SKIP() << "vm.nr_overcommit_hugepages cannot be raised: needs root";
     }
     const Outcome doctor = hostmm_.Run({"doctor"});
-    if (doctor.status != ToInt(ExitStatus::kOk)) {
+    if (doctor.status != ToInt(ExitStatus::kOk) ||
+        doctor.out.find("ok    snapshots") == std::string::npos) {
       GTEST_SKIP() << "there are no snapshots here:\n" << doctor.out;
     }
     service_ = std::make_unique<Process>(
@@ -111,15 +112,19 @@ class SnapshotLiveTest : public ::testing::Test {
 };
 
 TEST_F(SnapshotLiveTest, ImagesAreOfOneMoment) {
+  std::optional<uint64_t> first;
   std::optional<uint64_t> before = 0;
   for (int round = 0; round < 20; ++round) {
     fs::remove(Path("image"));
     Must({"snapshot", "pairs", Path("image"), "--quiet"});
     const std::optional<uint64_t> moment = MomentOf(MemoryOf({Path("image")}));
     ASSERT_TRUE(moment.has_value()) << "round " << round;
-    EXPECT_GT(*moment, *before) << "the writer went on";
+    // On a busy machine a round can pass in which the writer gets no processor.
+    EXPECT_GE(*moment, *before) << "round " << round;
     before = moment;
+    if (!first.has_value()) first = moment;
   }
+  EXPECT_GT(*before, *first) << "the writer went on";
   EXPECT_EQ(Hostmm({"check"}).status, 0);
 }
 
@@ -173,6 +178,27 @@ TEST_F(SnapshotLiveTest, KeptSnapshotsLiveUntilTheyAreDropped) {
   EXPECT_EQ(Hostmm({"snapshot", "--drop=mon"}).status, ToInt(ExitStatus::kNoSuchRegion));
   EXPECT_EQ(Hostmm({"snapshot", "no such", Path("c")}).status, ToInt(ExitStatus::kNoSuchRegion));
   EXPECT_FALSE(fs::exists(Path("c")));
+}
+
+TEST_F(SnapshotLiveTest, ABaseThatIsNotEarlierIsAMistakeOfTheCommandLine) {
+  Must({"snapshot", "pairs", Path("a"), "--keep=mon"});
+  Must({"snapshot", "pairs", Path("b"), "--keep=tue"});
+  const Outcome later = Hostmm({"snapshot", "@mon", Path("c"), "--incremental-from=tue"});
+  EXPECT_EQ(later.status, ToInt(ExitStatus::kUsage));
+  EXPECT_THAT(later.err, HasSubstr("hostmm: --incremental-from=tue: the base is not an earlier"));
+  EXPECT_FALSE(fs::exists(Path("c")));
+  const Outcome resumed =
+      Hostmm({"snapshot", "@mon", Path("a"), "--resume", "--incremental-from=tue"});
+  EXPECT_EQ(resumed.status, ToInt(ExitStatus::kUsage)) << resumed.err;
+}
+
+// The kernel says EIO of every write to an address that a process has not mapped: a disk that
+// fails.
+TEST_F(SnapshotLiveTest, ADiskThatFailsIsNoLossOfTheSnapshot) {
+  const Outcome failed = Hostmm({"snapshot", "pairs", "/proc/self/mem"});
+  EXPECT_EQ(failed.status, ToInt(ExitStatus::kImageNotWritten));
+  EXPECT_THAT(failed.err, HasSubstr("/proc/self/mem: the image cannot be written: "));
+  EXPECT_THAT(failed.err, HasSubstr("; look after the disk, and do it again\n"));
 }
 
 // Who wants the image goes: the pager ends the export, its snapshot goes, and everybody goes on.
