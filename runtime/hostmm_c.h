@@ -134,8 +134,9 @@ int hostmm_shm_unlink(const char* name);
  * call (O_DIRECT reads in flight, io_uring fixed buffers): they reach the live memory, and may be
  * seen in the snapshot. ENOMEM: hostmm manages nothing at addr. ENOTSUP: the file is not one of the
  * pager's, addr is in a view, there is no userfaultfd, or a process maps it that cannot be frozen
- * or has left hostmm (hostmm_error names it). ENOSPC: the pager's tables are full. EAGAIN: a
- * process left hostmm meanwhile, or too many snapshots are being taken. ENOTCONN. */
+ * or has left hostmm (hostmm_error names it), or the kernel is older than 6.4. ENOSPC: the pager's
+ * tables are full. EAGAIN: a process left hostmm meanwhile, one that was just forked does not go
+ * on, or too many snapshots are being taken. ENOTCONN. */
 int hostmm_snapshot(const void* addr);
 
 struct hostmm_snapshot_info {
