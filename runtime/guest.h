@@ -56,7 +56,9 @@ struct CowFork {
 // A file that is frozen, as far as this guest's agent was told and has answered.
 struct ToldFrozen {
   MmId mm;
-  uint32_t order = 0;  // of the last kFreeze; an answer to an earlier one may be from before a thaw
+  // Of the last kFreeze; 0: none of which the answer counts. An earlier one may be from before a
+  // thaw.
+  uint32_t order = 0;
   // Its library knows: a child that it forks registers itself for everything.
   enum class Knows : uint8_t { kNo, kYes } knows = Knows::kNo;
 };

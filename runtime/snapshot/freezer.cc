@@ -61,6 +61,10 @@ bool Freezer::Knows(const Guest& guest, MmId mm) {
   return it != guest.frozen.end() && it->knows == ToldFrozen::Knows::kYes;
 }
 
+void Freezer::Forget(Guest& guest, MmId mm) {
+  std::erase_if(guest.frozen, [mm](const ToldFrozen& told) { return told.mm == mm; });
+}
+
 void Freezer::SetKnows(Guest& guest, MmId mm) {
   ToldFrozen* record = RecordOf(guest, mm);
   if (record == nullptr) record = &guest.frozen.emplace_back(ToldFrozen{.mm = mm});
@@ -120,7 +124,8 @@ int Freezer::FreezeGuest(Guest& guest, LiveFile* file) {
   if (!guest.uffd.fd.ok()) return ENOTSUP;
   if (Register(guest, file->mm) != 0) {
     // The kernel has unmapped or moved something that we have not heard of yet: we shall, or it is
-    // late.
+    // late. What its agent has done for an earlier order does not count.
+    if (ToldFrozen* told = RecordOf(guest, file->mm); told != nullptr) told->order = 0;
     if (!Contains(file->waiting, guest.id)) file->waiting.push_back(guest.id);
     return 0;
   }
@@ -190,7 +195,7 @@ void Freezer::OnFreezeDone(Guest& guest, const protocol::Message& message) {
   LiveFile* file = files_->Find(mm);
   if (file == nullptr || RegionsOf(guest.id, mm).empty()) return;
   const ToldFrozen* told = RecordOf(guest, mm);
-  if (told == nullptr || message.order != told->order) return;
+  if (told == nullptr || told->order == 0 || message.order != told->order) return;
   SetKnows(guest, mm);
   if (!Contains(file->waiting, guest.id)) return;
   // Memory that is locked cannot be zapped.
@@ -256,7 +261,7 @@ void Freezer::OnMapped(Guest& guest, MmId mm) {
 }
 
 void Freezer::ThawGuest(Guest& guest, MmId mm) const {
-  std::erase_if(guest.frozen, [mm](const ToldFrozen& told) { return told.mm == mm; });
+  Forget(guest, mm);
   if (!guest.uffd.fd.ok()) return;
   for (const Region& region : RegionsOf(guest.id, mm)) {
     // Modes can be added to a registration, not taken away.
@@ -281,7 +286,11 @@ void Freezer::Thaw(LiveFile* file) {
   file->state = LiveFile::State::kThawed;
   const bool goes_on = !thawing_.empty();
   for (const GuestId id : MappersOf(file->mm)) {
-    if (guests_->Find(id)->pid != 0) thawing_.push_back({id, file->mm});
+    Guest* guest = guests_->Find(id);
+    if (guest->pid == 0) continue;
+    thawing_.push_back({id, file->mm});
+    // What it maps until its turn its library does not know to be frozen, if the file is again.
+    Forget(*guest, file->mm);
   }
   if (!goes_on && !thawing_.empty()) soon_([this] { ThawNext(); });
 }
@@ -294,9 +303,9 @@ void Freezer::ThawNext() {
   thawing_.pop_front();
   Guest* guest = guests_->Find(id);
   const LiveFile* file = files_->Find(mm);
-  // Frozen again meanwhile, it stays as it is.
+  // Frozen again meanwhile, it stays as it is, if it still maps the file.
   const bool frozen = file != nullptr && file->state != LiveFile::State::kThawed;
-  if (guest != nullptr && !frozen) ThawGuest(*guest, mm);
+  if (guest != nullptr && (!frozen || RegionsOf(id, mm).empty())) ThawGuest(*guest, mm);
   if (!thawing_.empty()) soon_([this] { ThawNext(); });
 }
 

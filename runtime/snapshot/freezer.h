@@ -105,6 +105,7 @@ class Freezer {
   static ToldFrozen* RecordOf(Guest& guest, MmId mm);
   static bool Knows(const Guest& guest, MmId mm);
   static void SetKnows(Guest& guest, MmId mm);
+  static void Forget(Guest& guest, MmId mm);
   // RETURNS an errno, or 0.
   int Register(const Guest& guest, MmId mm) const;
   Told Tell(Guest& guest, const LiveFile& file);

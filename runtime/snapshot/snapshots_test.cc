@@ -413,6 +413,45 @@ TEST_F(SnapshotsTest, WhoIsFrozenAgainBeforeItsTurnStaysFrozen) {
   RunTurnsUntil([&] { return NextOrder(later, OrderOp::kThaw).has_value(); });
 }
 
+// Its library has been told that the new window is not frozen.
+TEST_F(SnapshotsTest, WhoMapsMoreBeforeItsTurnDoesNotKnowOfTheNextFreeze) {
+  const Window first = NewWindow();
+  const Window second = NewWindow();
+  TakeOfBoth(first, second);
+  Guest& later = CloseUntilOneIsThawed(first, second);
+  const Window more = Map(later);
+  EXPECT_EQ(frozen_answer_, 0u);
+  const UniqueFd reply = AskForSnapshot(first);
+  const UniqueFd childs_end = AnnounceFork(later);
+  CarryOutFreeze(*first.guest);
+  CarryOutFreeze(*second.guest);
+  EXPECT_FALSE(AnswerOn(reply).has_value()) << "nobody sees what the child writes";
+  EndGuest(*guests_.Find(children_.back()));
+  EXPECT_TRUE(AnswerOn(reply).has_value());
+}
+
+// Between the zap that it tells of and this freeze the guest may have been granted pages.
+TEST_F(SnapshotsTest, AnAnswerFromBeforeAnUnmapIsNone) {
+  Window first = NewWindow();
+  const Window second = NewWindow();
+  TakeOfBoth(first, second);
+  const UniqueFd handle = std::move(file_);
+  const Window more = Map(*first.guest);
+  const std::optional<Message> old = NextOrder(*first.guest, OrderOp::kFreeze);
+  ASSERT_TRUE(old.has_value());
+  const uint64_t va = first.va();
+  first.memory = test::ScopedMapping();
+  const UniqueFd reply = AskForSnapshot(second);
+  CarryOutFreeze(*second.guest);
+  SayFrozen(*first.guest, *old);
+  EXPECT_FALSE(AnswerOn(reply).has_value());
+  Note(*first.guest, Ranged(Kind::kUnmap, va, kRegion));
+  for (int tick = 0; tick < 2; ++tick) snapshots_.Tick();
+  const std::optional<Message> answer = AnswerOn(reply);
+  ASSERT_TRUE(answer.has_value());
+  EXPECT_EQ(answer->status, Status::kOk);
+}
+
 TEST_F(SnapshotsTest, WhoMapsItLaterIsTold) {
   const Window window = NewWindow();
   const UniqueFd handle = TakeOne(window);
