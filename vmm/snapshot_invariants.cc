@@ -56,8 +56,7 @@ void SnapshotChecker::CheckList(MmId id, const MmRecord& file) {
   }
 }
 
-bool SnapshotChecker::IsOf(const Snapshot& snapshot, const MmRecord& mm) const {
-  const MmRecord* file = view_.Find(snapshot.source);
+bool SnapshotChecker::IsOf(const Snapshot& snapshot, const MmRecord& mm, const MmRecord* file) {
   if (file == nullptr || IsSnapshot(*file)) return false;
   const MmTraits theirs = MmTraits::Load(*file);
   return theirs.top_level == snapshot.traits.top_level &&
@@ -144,13 +143,15 @@ void SnapshotChecker::CheckTables(MmId id, const MmRecord& mm) {
   if (is_lost == listed_[id.slot]) {
     Problem(snapshot.name, ": a snapshot must be in the list of its source (I14)");
   }
-  if (snapshot.traits.top_level >= view_.geometry().levels || (!is_lost && !IsOf(snapshot, mm))) {
+  // Looked for once: beside a writer it may be gone the next time.
+  const MmRecord* file = is_lost ? nullptr : view_.Find(snapshot.source);
+  if (snapshot.traits.top_level >= view_.geometry().levels ||
+      (!is_lost && !IsOf(snapshot, mm, file))) {
     return Problem(snapshot.name, ": is no snapshot of ", Str(snapshot.source), " (I14)");
   }
   const HostOffset top(mm.top.Load());
   hooks_.name(top);
-  const HostOffset live =
-      is_lost ? kNullOffset : HostOffset(view_.Find(snapshot.source)->top.Load());
+  const HostOffset live = is_lost ? kNullOffset : HostOffset(file->top.Load());
   const uint64_t copied = WalkOwnTable(snapshot, top, live, snapshot.traits.top_level, FilePage(0));
   if (mm.pages_copied.Load() != copied) {
     Problem(snapshot.name, ": pages copied: ", mm.pages_copied.Load(), " instead of ", copied);
@@ -177,6 +178,8 @@ void SnapshotChecker::CheckFrames() {
 void SnapshotChecker::CheckOlderHas(const std::string& owner, const MmRecord& older,
                                     HostOffset table, int level, FilePage first) {
   const SharedWord* entries = view_.entries(table);
+  // A damaged table; or one of another mm by now, beside a writer.
+  if (entries == nullptr || level < 0 || level >= view_.geometry().levels) return;
   for (uint64_t i = 0; i < view_.geometry().EntriesAt(level); ++i) {
     const Pte entry = Pte::FromRaw(entries[i].Load());
     const FilePage page = first + PageCount(i << view_.geometry().SpanShift(level));

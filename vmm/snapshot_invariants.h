@@ -67,7 +67,7 @@ class SnapshotChecker {
 
   template <class... Parts>
   void Problem(const Parts&... parts);
-  bool IsOf(const Snapshot& snapshot, const MmRecord& mm) const;
+  static bool IsOf(const Snapshot& snapshot, const MmRecord& mm, const MmRecord* file);
   // `live`: the live file's table of the same place; null if it has none.
   uint64_t WalkOwnTable(const Snapshot& snapshot, HostOffset table, HostOffset live, int level,
                         FilePage first);
