@@ -65,10 +65,18 @@ void Freezer::Forget(Guest& guest, MmId mm) {
   std::erase_if(guest.frozen, [mm](const ToldFrozen& told) { return told.mm == mm; });
 }
 
-void Freezer::SetKnows(Guest& guest, MmId mm) {
+ToldFrozen& Freezer::RecordFor(Guest& guest, MmId mm) {
   ToldFrozen* record = RecordOf(guest, mm);
-  if (record == nullptr) record = &guest.frozen.emplace_back(ToldFrozen{.mm = mm});
-  record->knows = ToldFrozen::Knows::kYes;
+  return record != nullptr ? *record : guest.frozen.emplace_back(ToldFrozen{.mm = mm});
+}
+
+void Freezer::SetKnows(Guest& guest, MmId mm) {
+  RecordFor(guest, mm).knows = ToldFrozen::Knows::kYes;
+}
+
+bool Freezer::IsFrozen(MmId mm) const {
+  const LiveFile* file = files_->Find(mm);
+  return file != nullptr && file->state != LiveFile::State::kThawed;
 }
 
 std::string Freezer::WhyNot(MmId mm) const {
@@ -104,9 +112,7 @@ Freezer::Told Freezer::Tell(Guest& guest, const LiveFile& file) {
   freeze.value[0] = file.backing->kind() == FrameKind::kHugetlb ? 1 : 0;
   const std::array<int, 2> fds = {guest.uffd.fd.get(), file.life_read.get()};
   if (SendPacket(guest.channel.fd.get(), freeze, fds) != SendResult::kSent) return Told::kNo;
-  ToldFrozen* record = RecordOf(guest, file.mm);
-  if (record == nullptr) record = &guest.frozen.emplace_back(ToldFrozen{.mm = file.mm});
-  record->order = freeze.order;
+  RecordFor(guest, file.mm).order = freeze.order;
   return Told::kYes;
 }
 
@@ -247,17 +253,14 @@ void Freezer::OnAttach(Guest& guest) {
   // Forked while the file was frozen, and come after its thaw.
   const std::vector<ToldFrozen> known = guest.frozen;
   for (const ToldFrozen& told : known) {
-    const LiveFile* file = files_->Find(told.mm);
-    if (file == nullptr || file->state == LiveFile::State::kThawed) ThawGuest(guest, told.mm);
+    if (!IsFrozen(told.mm)) ThawGuest(guest, told.mm);
   }
 }
 
 void Freezer::OnMapped(Guest& guest, MmId mm) {
-  LiveFile* file = files_->Find(mm);
-  if (file == nullptr || file->state == LiveFile::State::kThawed) return;
   // Nothing is mapped there yet that could be written: nobody waits for it. That it knows, its
   // agent has to say: of other windows, or by an earlier thaw that is on its way, it may not.
-  Tell(guest, *file);
+  if (IsFrozen(mm)) Tell(guest, *files_->Find(mm));
 }
 
 void Freezer::ThawGuest(Guest& guest, MmId mm) const {
@@ -302,10 +305,8 @@ void Freezer::ThawNext() {
   const auto [id, mm] = thawing_.front();
   thawing_.pop_front();
   Guest* guest = guests_->Find(id);
-  const LiveFile* file = files_->Find(mm);
   // Frozen again meanwhile, it stays as it is, if it still maps the file.
-  const bool frozen = file != nullptr && file->state != LiveFile::State::kThawed;
-  if (guest != nullptr && (!frozen || RegionsOf(id, mm).empty())) ThawGuest(*guest, mm);
+  if (guest != nullptr && (!IsFrozen(mm) || RegionsOf(id, mm).empty())) ThawGuest(*guest, mm);
   if (!thawing_.empty()) soon_([this] { ThawNext(); });
 }
 
@@ -318,10 +319,8 @@ void Freezer::OnGuestGone(GuestId guest) {
 void Freezer::OnTrackedChild(Guest& guest) {
   std::vector<MmId> thawed;
   tables_->ForEachRegion(guest.id, [&](const Region& region) {
-    const LiveFile* file = files_->Find(region.mm);
-    const bool frozen = file != nullptr && file->state != LiveFile::State::kThawed;
     const FrameKind frames = tables_->Info(region.mm).frames;
-    if (!frozen && !IsServedByKernel(frames) && frames != FrameKind::kSnapshot) {
+    if (!IsFrozen(region.mm) && !IsServedByKernel(frames) && frames != FrameKind::kSnapshot) {
       thawed.push_back(region.mm);
     }
   });
@@ -359,9 +358,7 @@ void Freezer::EndForTheLate(LiveFile* file) {
 }
 
 uint64_t Freezer::ModesFor(MmId mm) const {
-  const LiveFile* file = files_->Find(mm);
-  const bool frozen = file != nullptr && file->state != LiveFile::State::kThawed;
-  return frozen ? protocol::kTrackedModes : normal_modes_;
+  return IsFrozen(mm) ? protocol::kTrackedModes : normal_modes_;
 }
 
 }  // namespace hostmm

@@ -94,6 +94,8 @@ class Freezer {
   // Four times a second.
   void Tick();
 
+  // Or about to be.
+  bool IsFrozen(MmId mm) const;
   uint64_t ModesFor(MmId mm) const;
 
  private:
@@ -103,6 +105,7 @@ class Freezer {
   std::vector<Region> RegionsOf(GuestId guest, MmId mm) const;
   std::vector<GuestId> MappersOf(MmId mm) const;
   static ToldFrozen* RecordOf(Guest& guest, MmId mm);
+  static ToldFrozen& RecordFor(Guest& guest, MmId mm);
   static bool Knows(const Guest& guest, MmId mm);
   static void SetKnows(Guest& guest, MmId mm);
   static void Forget(Guest& guest, MmId mm);

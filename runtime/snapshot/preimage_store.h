@@ -3,8 +3,8 @@
 // One packed, unnamed file of 4 KiB frames for all snapshots of one live file: a page is copied
 // once, however many snapshots need it. Which frames are used, and by how many tables, FramePool
 // (vmm/) knows. Frames that nobody needs any more are punched out of the file by a worker, in as
-// few calls as they can be: one by one, while threads wait for the loop, the 20,000 frames of an
-// ordinary snapshot would take tens of milliseconds.
+// few calls as they can be: a call for each page that was written, while threads wait for the loop,
+// would be the longest that anybody waits for.
 //
 // Units:    FrameNumber: 4 KiB frames of this file; FilePage: pages of the live file.
 // Threads:  Copy and Read any thread: they touch only files, with read(2) and write(2), so that a

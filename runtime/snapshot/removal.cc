@@ -92,7 +92,7 @@ void Snapshots::RemoveNext(const std::shared_ptr<Removal>& removal) {
     part.length = part.length - (end - first);
     part.file_page = end;
     if (part.length.value() == 0) removal->parts.erase(removal->parts.begin());
-    pool_->Submit([] {}, [this, removal] { RemoveNext(removal); });
+    loop_->Soon([this, removal] { RemoveNext(removal); });
     return;
   }
   auto left = std::make_shared<size_t>(shared.size());

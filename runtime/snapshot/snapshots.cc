@@ -368,11 +368,6 @@ void Snapshots::ThawIfLast(MmId source) {
   for (const std::function<void()>& then : waiting) then();
 }
 
-bool Snapshots::IsFrozen(MmId mm) const {
-  const LiveFile* file = live_.Find(mm);
-  return file != nullptr && file->state != LiveFile::State::kThawed;
-}
-
 // All of the file, for all who have them, before anybody may write what they share.
 void Snapshots::Lose(MmId source, const std::string& why, std::function<void()> then) {
   for (TakenSnapshot* snapshot : set_.OfSource(source)) snapshot->lost = why;

@@ -125,7 +125,7 @@ class Snapshots {
     Lose(source, why, std::move(then));
     freezer_.OnLeft(source);
   }
-  bool IsFrozen(MmId mm) const;
+  bool IsFrozen(MmId mm) const { return freezer_.IsFrozen(mm); }
 
   // The tables have released the mm: a snapshot, or a file that had some.
   void OnReleased(MmId mm);
