@@ -1,7 +1,6 @@
 // fork in every form, exec, and processes that end in the middle of things.
 #include <fcntl.h>
 #include <pthread.h>
-#include <sched.h>
 #include <signal.h>
 #include <spawn.h>
 #include <sys/mman.h>
@@ -10,6 +9,7 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <latch>
 #include <mutex>
 #include <thread>
 
@@ -289,12 +289,16 @@ HOSTMM_CASE(ExitWhileThreadsFault) {
     MUST(madvise(at, 32 * kMib, MADV_REMOVE) == 0);
     wrong += InChild([at] {
                std::atomic<size_t> next = 0;
+               std::latch under_way(500);
                for (int i = 0; i < 8; ++i) {
-                 std::thread([&next, at] {
-                   for (size_t page; (page = next++) < 8192;) at[page * 4096] = 1;
+                 std::thread([&next, &under_way, at] {
+                   for (size_t page; (page = next++) < 8192;) {
+                     at[page * 4096] = 1;
+                     if (page < 500) under_way.count_down();
+                   }
                  }).detach();
                }
-               while (next < 500) sched_yield();
+               under_way.wait();
                _exit(0);
                return 1;
              }) != 0;

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <latch>
 #include <random>
 #include <thread>
 #include <vector>
@@ -116,21 +117,21 @@ int RunGuest(char* region, size_t pages, int guest, uint32_t* times) {
   // Stacks and counts are there before the baseline is taken.
   std::vector<uint32_t> ahead(times + guest * kThreads * pages,
                               times + (guest + 1) * kThreads * pages);
-  std::atomic<int> ready = 0;
-  std::atomic<bool> go = false;
+  std::latch ready(kThreads);
+  std::latch go(1);
   std::vector<std::thread> threads;
   for (int i = 0; i < kThreads; ++i) {
     threads.emplace_back([&, i] {
-      ++ready;
-      while (!go) std::this_thread::yield();
+      ready.count_down();
+      go.wait();
       if (i == 0) touchers[i].TouchAtRandom(2500);
       if (i == 1) touchers[i].TouchInOrder(static_cast<int>(5000 / pages + 1));
       if (i == 2) touchers[i].TouchHotAndCold(20'000);
     });
   }
-  while (ready < kThreads) std::this_thread::yield();
+  ready.wait();
   watch.Start();
-  go = true;
+  go.count_down();
   for (std::thread& thread : threads) thread.join();
   watch.Stop();
   bool good = true;

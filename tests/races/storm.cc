@@ -247,8 +247,13 @@ Scene* RunStorm(const StormOptions& options) {
   EndChildren(&controllers);
   EndChildren(&probers);
   // What probers have forked comes here when they are gone.
-  const bool alone =
-      Eventually([] { return waitpid(-1, nullptr, WNOHANG) < 0 && errno == ECHILD; });
+  const bool alone = Eventually([] {
+    pid_t ended;
+    do {
+      ended = waitpid(-1, nullptr, WNOHANG);
+    } while (ended > 0);
+    return ended < 0 && errno == ECHILD;
+  });
   if (!alone) Say("#BAD a forked process does not end");
   return scene;
 }

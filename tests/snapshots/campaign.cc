@@ -1,6 +1,5 @@
 #include "tests/snapshots/campaign.h"
 
-#include <sched.h>
 #include <signal.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>

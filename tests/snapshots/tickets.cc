@@ -1,9 +1,9 @@
 #include "tests/snapshots/tickets.h"
 
-#include <sched.h>
-
 #include <algorithm>
+#include <cerrno>
 
+#include "tests/process/guest_program.h"
 #include "tests/snapshots/world.h"
 
 namespace hostmm::test {
@@ -74,9 +74,16 @@ HalfSeen Look(const char* at, size_t chain, Half half) {
 
 }  // namespace
 
-void Tickets::Lock(size_t chain) {
-  while (chains_[chain].lock.exchange(1, std::memory_order_acquire) != 0) sched_yield();
+Tickets::Tickets() {
+  constexpr int kOfManyProcesses = 1;
+  for (Chain& chain : chains_) MUST(sem_init(&chain.lock, kOfManyProcesses, 1) == 0);
 }
+
+void Tickets::Lock(size_t chain) {
+  while (sem_wait(&chains_[chain].lock) != 0) MUST(errno == EINTR);
+}
+
+void Tickets::Unlock(size_t chain) { MUST(sem_post(&chains_[chain].lock) == 0); }
 
 void Tickets::Write(char* at, size_t chain) {
   Lock(chain);
@@ -86,7 +93,7 @@ void Tickets::Write(char* at, size_t chain) {
   std::atomic_thread_fence(std::memory_order_release);
   Put(at, OffsetOf(chain, ticket % kPages, Half::kB), ticket);
   mine.written.store(ticket, std::memory_order_release);
-  mine.lock.store(0, std::memory_order_release);
+  Unlock(chain);
 }
 
 void Tickets::LockAll() {
@@ -94,7 +101,7 @@ void Tickets::LockAll() {
 }
 
 void Tickets::UnlockAll() {
-  for (Chain& chain : chains_) chain.lock.store(0, std::memory_order_release);
+  for (size_t chain = 0; chain < kChains; ++chain) Unlock(chain);
 }
 
 Tickets::Counts Tickets::Written() const {

@@ -9,9 +9,13 @@
 //           the second, spread over its blocks; ticket t goes to the (t % kPages)-th. A page holds
 //           its latest ticket in its first word and, written before that, in its last.
 // Between:  who holds all locks sees every ticket whole.
-// Threads:  any number of processes write; the counters are outside of the region.
+// Threads:  any number of processes write. The object is in memory that they share, outside of the
+//           region; it stays where it was made. Who waits for a lock sleeps: processes that spin
+//           with sched_yield can keep everybody else from a processor for seconds (Linux 6.18).
 #ifndef HOSTMM_TESTS_SNAPSHOTS_TICKETS_H_
 #define HOSTMM_TESTS_SNAPSHOTS_TICKETS_H_
+
+#include <semaphore.h>
 
 #include <array>
 #include <atomic>
@@ -28,6 +32,10 @@ class Tickets {
  public:
   using Counts = std::array<uint64_t, kChains>;
 
+  Tickets();
+  Tickets(const Tickets&) = delete;
+  Tickets& operator=(const Tickets&) = delete;
+
   // Writes the chain's next ticket in the region at `at`.
   void Write(char* at, size_t chain);
   void LockAll();
@@ -42,10 +50,11 @@ class Tickets {
 
  private:
   struct alignas(64) Chain {
-    std::atomic<uint32_t> lock = 0;
+    sem_t lock;
     std::atomic<uint64_t> written = 0;
   };
   void Lock(size_t chain);
+  void Unlock(size_t chain);
 
   std::array<Chain, kChains> chains_;
 };
