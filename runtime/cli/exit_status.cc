@@ -11,7 +11,9 @@ constexpr auto kMeanings = std::to_array<ExitStatusMeaning>({
     {ExitStatus::kDegraded,
      "doctor: works, but in native mode or on base frames; check: an invariant is broken"},
     {ExitStatus::kCannotRun, "doctor: hostmm cannot run here"},
-    {ExitStatus::kUsage, "unknown option, missing argument, no command"},
+    {ExitStatus::kUsage,
+     "unknown option, missing argument, no command; snapshot: a name that is taken, a base that is "
+     "not an earlier snapshot of the same region"},
     {ExitStatus::kPathTooLong, "the path of the socket is too long for a unix socket"},
     {ExitStatus::kSocketTaken,
      "another program serves that socket, or another file is in its place"},
