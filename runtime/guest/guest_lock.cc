@@ -62,6 +62,14 @@ void GuestLock::Unlock() {
 }
 
 void GuestLock::LockWithSignalsBlocked() { Take(); }
+
+bool GuestLock::TryLockWithSignalsBlocked() {
+  uint32_t free = 0;
+  const auto self = static_cast<uint32_t>(raw::Call(SYS_getpid));
+  return __atomic_compare_exchange_n(&word_, &free, self, false, __ATOMIC_ACQUIRE,
+                                     __ATOMIC_RELAXED);
+}
+
 void GuestLock::UnlockWithSignalsBlocked() { Give(); }
 
 }  // namespace hostmm::guest

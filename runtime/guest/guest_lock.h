@@ -19,6 +19,8 @@ class GuestLock {
   void Unlock();
   // For a caller that has all signals blocked, as the agent has for ever: saves two system calls.
   void LockWithSignalsBlocked();
+  // RETURNS whether it was free, and is the caller's now.
+  bool TryLockWithSignalsBlocked();
   void UnlockWithSignalsBlocked();
   // In a forked child: nobody here holds it.
   void Forget() { word_ = 0; }

@@ -31,6 +31,8 @@ FirstHold g_first = {kNone, false};
 // How long a child that has no life pipe yet waits for the ends of views of others. Arbitrary: far
 // above what agents need.
 constexpr timespec kFirstPatience = {1, 0};
+// How often it is looked whether a file is still mapped, while its end of life is waited for.
+constexpr int64_t kLookMilliseconds = 20;
 
 void Close(int* fd) {
   if (*fd != kNone) raw::Call(SYS_close, *fd);
@@ -96,14 +98,25 @@ int64_t MonotonicMilliseconds() {
   return int64_t{now.tv_sec} * 1000 + now.tv_nsec / 1'000'000;
 }
 
-// Waits until nobody has a write end of the pipe any more, or until that moment.
-void AwaitEndOfLife(int life_read, int64_t until) {
-  for (;;) {
+// Without waiting for the lock: who has it may be waiting for memory that is frozen.
+bool MayWrite(protocol::MmHandle mm) {
+  if (!g_client.lock.TryLockWithSignalsBlocked()) return true;
+  const bool may = g_client.regions.MayWrite(mm);
+  g_client.lock.UnlockWithSignalsBlocked();
+  return may;
+}
+
+// Waits until nobody has a write end of the pipe any more, or this process has unmapped the file
+// (which the pager, that would have sent kThaw, may not have heard), or until that moment.
+void AwaitEndOfLife(const Hold& hold, int64_t until) {
+  while (MayWrite(hold.mm)) {
     const int64_t left = until - MonotonicMilliseconds();
     if (left <= 0) return;
-    pollfd poll{life_read, 0, 0};
-    const timespec timeout{left / 1000, left % 1000 * 1'000'000};
-    if (raw::Call(SYS_ppoll, &poll, 1, &timeout, nullptr, 8) != -EINTR) return;
+    const int64_t wait = left < kLookMilliseconds ? left : kLookMilliseconds;
+    pollfd poll{hold.life_read, 0, 0};
+    const timespec timeout{0, wait * 1'000'000};
+    const long result = raw::Call(SYS_ppoll, &poll, 1, &timeout, nullptr, 8);
+    if (result != 0 && result != -EINTR) return;
   }
 }
 
@@ -182,7 +195,7 @@ void EndHolds() {
   }
   const int64_t until = MonotonicMilliseconds() + kLifeMilliseconds;
   for (const Hold& hold : g_holds) {
-    if (IsUsed(hold) && hold.life_read != kNone) AwaitEndOfLife(hold.life_read, until);
+    if (IsUsed(hold) && hold.life_read != kNone) AwaitEndOfLife(hold, until);
   }
   if (g_first.uffd != kNone && g_first.writes) {
     raw::Call(SYS_nanosleep, &kFirstPatience, nullptr);

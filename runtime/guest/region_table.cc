@@ -1,6 +1,14 @@
 #include "runtime/guest/region_table.h"
 
 namespace hostmm::guest {
+namespace {
+
+// A private mapping of the file can only be read, and a view is no mapping of live memory.
+bool MayWriteFile(const Region& region, protocol::MmHandle mm) {
+  return IsSame(region.mm, mm) && region.kind != RegionKind::kAdopted && !IsView(region);
+}
+
+}  // namespace
 
 RegionTable::Change::Change(RegionTable* table) : table_(table) {
   __atomic_store_n(&table_->sequence_, table_->sequence_ + 1, __ATOMIC_RELAXED);
@@ -125,12 +133,17 @@ void RegionTable::SetProt(uint64_t va, uint64_t bytes, int prot) {
       [&](Region* region) { region->prot = static_cast<uint8_t>(prot); });
 }
 
+bool RegionTable::MayWrite(protocol::MmHandle mm) const {
+  for (size_t i = 0; i < size_; ++i) {
+    if (MayWriteFile(regions_[i], mm)) return true;
+  }
+  return false;
+}
+
 void RegionTable::SetFrozen(protocol::MmHandle mm, bool frozen) {
   const Change change(this);
   for (size_t i = 0; i < size_; ++i) {
-    // A private mapping of the file can only be read, and a view is no mapping of live memory.
-    const bool writes = regions_[i].kind != RegionKind::kAdopted && !IsView(regions_[i]);
-    if (writes && IsSame(regions_[i].mm, mm)) regions_[i].frozen = frozen;
+    if (MayWriteFile(regions_[i], mm)) regions_[i].frozen = frozen;
   }
 }
 

@@ -99,6 +99,8 @@ class RegionTable {
   // Records the protection of what overlaps the range and is copy-on-write or a view, split as in
   // SetDontFork.
   void SetProt(uint64_t va, uint64_t bytes, int prot);
+  // Whether any region of the file may be written.
+  bool MayWrite(protocol::MmHandle mm) const;
   // Marks or clears frozen on all regions of the file that may be written.
   void SetFrozen(protocol::MmHandle mm, bool frozen);
   // Marks the views that lie wholly within the range as lost.
