@@ -84,6 +84,9 @@ struct Guest {
   uint32_t packets = 0;
   // The files that it maps opt-in: those whose boards its agent watches, or is to watch.
   std::vector<WatchedBoard> boards;
+  // It is removing memory (between its kMayPunch and its kPunch): what goes with that no snapshot
+  // that is taken meanwhile would have.
+  bool punches = false;
   // Its kForAll that have not been answered.
   uint32_t open_for_all = 0;
   std::vector<ToldFrozen> frozen;  // runtime/snapshot/freezer.h

@@ -64,7 +64,7 @@ namespace hostmm::protocol {
 inline constexpr uint32_t kMagic = 0x31'4d'4d'48;  // "HMM1", little endian
 // Raised whenever Message or the meaning of a field changes. Both sides must have the same: the
 // preload library and the pager come from one build.
-inline constexpr uint32_t kVersion = 3;
+inline constexpr uint32_t kVersion = 4;
 inline constexpr int kMaxFds = 4;
 
 // A managed region is at least this long: four page-table pages' worth (2 MiB each). Below it
@@ -93,7 +93,8 @@ enum class Kind : uint32_t {
                  //   Adopted, and as kMap
   kUnmap,        // va, length
   kProtect,      // va, length, prot
-  kPunch,        // va, length: MADV_REMOVE was done there
+  kPunch,        // va, length: MADV_REMOVE was done there. Length 0: kMayPunch allowed it, and the
+                 //   kernel did not
   kFlags,        // va, length, value[0] = flags to set, value[1] = flags to clear (region_flags.h)
   kMove,         // ? va, length, value[0] = new va, value[1] = new length: mremap was done.
                  //   Answer: value[1] = 1 if frozen; then the guest zaps the range before it goes on
@@ -129,6 +130,8 @@ enum class Kind : uint32_t {
                   //   for what the asker's own tables map, which it is to zap before it forks; its next
                   //   kForkIntent's child has a view there. Answer: mm; fd: the file, read-only
   kRemove,        // ? va, length: MADV_REMOVE of frozen memory, done by the pager
+  kMayPunch,      // ? va, length: may the guest do MADV_REMOVE there, under its lock? kPunch follows if
+                  //   it may. kFailed: it is frozen, the pager has to do it (kRemove)
   // On a snapshot's handle.
   kSnapshotInfo = 24,  // ? Answer: va = unit, length, offset = bytes of pre-images held, mm = id, value[0] =
                        //   pages copied, value[1] = views. A lost snapshot: kFailed, EIO, text = why

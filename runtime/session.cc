@@ -123,6 +123,9 @@ Session::Verdict Session::Dispatch(Guest& guest, Packet& packet) {
     case Kind::kMove:
       answer = mappings_.Move(guest, message);
       break;
+    case Kind::kMayPunch:
+      answer = MayPunch(guest, message);
+      break;
     case Kind::kAccess:
       answer = Access(guest, message);
       break;
@@ -272,10 +275,26 @@ void Session::SetFlags(Guest& guest, const Message& note) {
   }
 }
 
+Message Session::MayPunch(Guest& guest, const Message& ask) const {
+  for (const Region& part : mappings_.PartsIn(guest, ask.va, ask.length)) {
+    if (!snapshots_->IsFrozen(part.mm)) continue;
+    Message answer = Answer(Status::kFailed);
+    answer.value[1] = EBUSY;
+    return answer;
+  }
+  guest.punches = true;
+  return Answer(Status::kOk);
+}
+
 void Session::Punch(Guest& guest, const Message& note) {
+  // Begun before a freeze that is open now, if at all: that waits for it.
+  const bool allowed = guest.punches;
+  guest.punches = false;
   for (const Region& part : mappings_.PartsIn(guest, note.va, note.length)) {
     // Done by itself, though it is frozen: nobody has copied what was there.
-    if (snapshots_->IsFrozen(part.mm)) snapshots_->LoseFor(part.mm, "frozen memory was removed");
+    if (!allowed && snapshots_->IsFrozen(part.mm)) {
+      snapshots_->LoseFor(part.mm, "frozen memory was removed");
+    }
     tables_->PunchRange(part.mm, part.file_page, part.length);
   }
 }

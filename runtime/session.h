@@ -120,6 +120,7 @@ class Session {
   void SetAgent(Guest& guest, const protocol::Message& note);
   void Unmap(Guest& guest, const protocol::Message& note);
   void Protect(Guest& guest, const protocol::Message& note);
+  protocol::Message MayPunch(Guest& guest, const protocol::Message& ask) const;
   void Punch(Guest& guest, const protocol::Message& note);
   void SetFlags(Guest& guest, const protocol::Message& note);
   void Fill(Guest& guest, const protocol::Message& note);

@@ -68,14 +68,35 @@ long RemoveFrozen(uint64_t va, uint64_t end) {
 // No errno: it is frozen, and has to be removed by the pager.
 constexpr long kFrozenNow = 1;
 
-// REQUIRES: the lock.
-bool HasFrozenIn(uint64_t va, uint64_t end) {
+// Whether snapshots can be taken of some of it. REQUIRES: the lock.
+bool HasOwnFramesIn(uint64_t va, uint64_t end) {
   for (const Region* next = g_client.regions.FindNext(va); next != nullptr && next->va < end;
        next = g_client.regions.FindNext(va)) {
-    if (next->frozen && !IsView(*next)) return true;
+    if (next->kind != RegionKind::kAdopted && !IsView(*next) && !IsGonePrivate(*next)) return true;
     va = next->va + next->bytes;
   }
   return false;
+}
+
+// MADV_REMOVE by the kernel, if the pager agrees: from its question on no snapshot is taken until
+// the pager has heard that it is done. An agent that cannot say that it has frozen anything,
+// because this call has the lock, is not waited for for ever.
+long RemoveNatively(uint64_t addr, uint64_t bytes) {
+  GuestLockHolder hold(g_client.lock);
+  const uint64_t whole = RoundUp(bytes, kPage);
+  const bool asks =
+      CurrentPhase() == Phase::kAttached && addr % kPage == 0 && HasOwnFramesIn(addr, addr + whole);
+  if (asks) {
+    Message answer = {};
+    AskLocked(RangeMessage(Kind::kMayPunch, addr, whole), nullptr, 0, &answer, nullptr);
+    // Otherwise without a pager that would take one.
+    if (CurrentPhase() == Phase::kAttached && answer.status == protocol::Status::kFailed) {
+      return kFrozenNow;
+    }
+  }
+  const long result = raw::Call(SYS_madvise, addr, bytes, MADV_REMOVE);
+  if (result == 0 || asks) NoteLocked(RangeMessage(Kind::kPunch, addr, result == 0 ? whole : 0));
+  return result;
 }
 
 long AdviseNatively(uint64_t addr, uint64_t bytes, int advice) {
@@ -85,7 +106,7 @@ long AdviseNatively(uint64_t addr, uint64_t bytes, int advice) {
   uint64_t clear = 0;
   switch (advice) {
     case MADV_REMOVE:
-      break;
+      return RemoveNatively(addr, bytes);
     case MADV_DONTFORK:
       set = kRegionDontFork;
       break;
@@ -104,15 +125,13 @@ long AdviseNatively(uint64_t addr, uint64_t bytes, int advice) {
       return raw::Call(SYS_madvise, addr, bytes, advice);
   }
   GuestLockHolder hold(g_client.lock);
-  // Since the caller has looked it may have been frozen.
-  if (advice == MADV_REMOVE && HasFrozenIn(addr, addr + RoundUp(bytes, kPage))) return kFrozenNow;
   const long result = raw::Call(SYS_madvise, addr, bytes, advice);
   if (result != 0) return result;
   const uint64_t whole = RoundUp(bytes, kPage);
   if (advice == MADV_DONTFORK || advice == MADV_DOFORK) {
     g_client.regions.SetDontFork(addr, whole, advice == MADV_DONTFORK);
   }
-  Message note = RangeMessage(advice == MADV_REMOVE ? Kind::kPunch : Kind::kFlags, addr, whole);
+  Message note = RangeMessage(Kind::kFlags, addr, whole);
   note.value[0] = set;
   note.value[1] = clear;
   NoteLocked(note);
@@ -121,6 +140,12 @@ long AdviseNatively(uint64_t addr, uint64_t bytes, int advice) {
 
 bool DropsContent(int advice) {
   return advice == MADV_DONTNEED || advice == MADV_FREE || advice == MADV_DONTNEED_LOCKED;
+}
+
+// MADV_REMOVE of what is not frozen, or was not when the caller looked.
+long RemovePart(uint64_t va, uint64_t end) {
+  const long result = AdviseNatively(va, end - va, MADV_REMOVE);
+  return result == kFrozenNow ? RemoveFrozen(va, end) : result;
 }
 
 long AdvisePart(uint64_t va, const Part& part, int advice) {
@@ -132,7 +157,7 @@ long AdvisePart(uint64_t va, const Part& part, int advice) {
     case Part::Kind::kCow:
       if (advice == MADV_REMOVE) return -EINVAL;
       if (!DropsContent(advice)) break;
-      return part.frozen ? RemoveFrozen(va, part.end) : AdviseNatively(va, bytes, MADV_REMOVE);
+      return part.frozen ? RemoveFrozen(va, part.end) : RemovePart(va, part.end);
     case Part::Kind::kOfFile: {
       if (advice == MADV_REMOVE) return -EINVAL;
       if (!DropsContent(advice)) break;
@@ -146,7 +171,7 @@ long AdvisePart(uint64_t va, const Part& part, int advice) {
     case Part::Kind::kOther:
       break;
   }
-  return AdviseNatively(va, bytes, advice);
+  return advice == MADV_REMOVE ? RemovePart(va, part.end) : AdviseNatively(va, bytes, advice);
 }
 
 }  // namespace
@@ -163,7 +188,6 @@ long AdvisePlain(uint64_t addr, uint64_t bytes, int advice) {
   for (uint64_t at = addr; at < end;) {
     const Part part = PartAt(at, end);
     const long result = AdvisePart(at, part, advice);
-    if (result == kFrozenNow) continue;
     // It is of another kind now.
     if (result == -ENOTCONN && !gone_off) {
       gone_off = true;

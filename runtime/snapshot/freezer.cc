@@ -146,6 +146,8 @@ int Freezer::FreezeGuest(Guest& guest, LiveFile* file) {
     if (!Contains(file->waiting, guest.id)) file->waiting.push_back(guest.id);
     return 0;
   }
+  // Nobody there would say when it is done.
+  if (guest.punches) return EAGAIN;
   return hugetlb ? 0 : WriteProtect(guest, file->mm);
 }
 
@@ -349,6 +351,7 @@ void Freezer::EndForTheLate(LiveFile* file) {
     const bool is_child = guest != nullptr && guest->pid == 0;
     if (is_child && file->ticks < kChildPatienceTicks) continue;
     int error = is_child ? ETIMEDOUT : 0;
+    if (guest != nullptr && guest->punches) error = EAGAIN;
     if (guest != nullptr && error == 0) error = Register(*guest, file->mm);
     if (guest != nullptr && error == 0) error = WriteProtect(*guest, file->mm);
     if (error != 0) return End(file, error);

@@ -15,7 +15,8 @@
 // Late:     an agent that has not answered within kPatienceTicks, or cannot zap (locked memory):
 //           its mappings are write-protected from outside, which takes milliseconds per GiB. Such a
 //           guest does not know that it is frozen: if it forks, nobody watches the child
-//           (Forked::kUnseen). A child that has been announced and does not come ends the freeze.
+//           (Forked::kUnseen). A child that has been announced and does not come ends the freeze;
+//           so does a guest that is still in the kernel's MADV_REMOVE (Guest::punches).
 // Numbers:  each kFreeze has one of its own. An answer counts if it is to the last one that the
 //           guest was sent, and no kThaw was sent after that.
 // Again:    a guest on hugetlb that knows already is write-protected, told and not waited for.
@@ -41,8 +42,8 @@ namespace hostmm {
 
 class Freezer {
  public:
-  // EAGAIN: a guest left meanwhile; ETIMEDOUT: a child does not come; ENOTSUP: one cannot be
-  // frozen.
+  // EAGAIN: a guest left meanwhile, or is removing memory; ETIMEDOUT: a child does not come;
+  // ENOTSUP: one cannot be frozen.
   using Done = std::function<void(int error)>;
   // A freeze is over, and the faults that waited for it have been served.
   using Ended = std::function<void(MmId)>;

@@ -167,7 +167,7 @@ const char* Snapshots::WhyNotFrozen(int error) {
     case 0:
       return "the pager's tables are full";
     case EAGAIN:
-      return "a process left hostmm meanwhile";
+      return "a process left hostmm, or removed memory, meanwhile";
     case ETIMEDOUT:
       return "a process that was just forked does not go on";
     default:

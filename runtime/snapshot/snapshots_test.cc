@@ -198,6 +198,47 @@ TEST_F(SnapshotsTest, WhoCannotBeRegisteredEndsTheFreezeWhenItIsLate) {
   EXPECT_EQ(answer->value[1], uint64_t{ENOTSUP});
 }
 
+// The kernel removes what no snapshot may lose; its agent says nothing before that is done.
+TEST_F(SnapshotsTest, WhoIsRemovingMemoryEndsTheFreezeWhenItIsLate) {
+  const Window window = NewWindow();
+  const Message may = Ranged(Kind::kMayPunch, window.va(), kBlockSize);
+  EXPECT_EQ(Ask(*window.guest, may)->status, Status::kOk);
+  const UniqueFd late = AskForSnapshot(window);
+  for (int tick = 0; tick < 2; ++tick) snapshots_.Tick();
+  const std::optional<Message> refused = AnswerOn(late);
+  ASSERT_TRUE(refused.has_value());
+  EXPECT_EQ(refused->value[1], uint64_t{EAGAIN});
+  EXPECT_NE(std::string(refused->text).find("removed"), std::string::npos) << refused->text;
+  EXPECT_FALSE(IsFrozen());
+  EXPECT_TRUE(NextOrder(*window.guest, OrderOp::kFreeze).has_value());
+  Note(*window.guest, Ranged(Kind::kPunch, window.va(), kBlockSize));
+  TakeOne(window);
+}
+
+TEST_F(SnapshotsTest, WhatIsRemovedInAFreezeWasBeforeIt) {
+  const Window window = NewWindow();
+  EXPECT_EQ(Ask(*window.guest, Ranged(Kind::kMayPunch, window.va(), kBlockSize))->status,
+            Status::kOk);
+  const UniqueFd reply = AskForSnapshot(window);
+  Note(*window.guest, Ranged(Kind::kPunch, window.va(), kBlockSize));
+  EXPECT_FALSE(AnswerOn(reply).has_value());
+  CarryOutFreeze(*window.guest);
+  ASSERT_TRUE(AnswerOn(reply).has_value());
+  const UniqueFd handle = std::move(file_);
+  EXPECT_EQ(AskHandle(handle, NewPacket(Kind::kSnapshotInfo), loop_.get()).status, Status::kOk);
+}
+
+TEST_F(SnapshotsTest, FrozenMemoryIsNotRemovedByTheKernel) {
+  const Window window = NewWindow();
+  const UniqueFd handle = TakeOne(window);
+  const Message may = Ranged(Kind::kMayPunch, window.va(), kBlockSize);
+  EXPECT_EQ(Ask(*window.guest, may)->value[1], uint64_t{EBUSY});
+  EXPECT_EQ(AskHandle(handle, NewPacket(Kind::kSnapshotInfo), loop_.get()).status, Status::kOk);
+  // As only one does that has not been told, or lies.
+  Note(*window.guest, Ranged(Kind::kPunch, window.va(), kBlockSize));
+  EXPECT_EQ(AskHandle(handle, NewPacket(Kind::kSnapshotInfo), loop_.get()).value[1], uint64_t{EIO});
+}
+
 TEST_F(SnapshotsTest, AChildThatDoesNotComeEndsTheFreeze) {
   const Window window = NewWindow();
   const UniqueFd reply = AskForSnapshot(window);
