@@ -87,6 +87,8 @@ struct Guest {
   // It is removing memory (between its kMayPunch and its kPunch): what goes with that no snapshot
   // that is taken meanwhile would have.
   bool punches = false;
+  // Its kRemove that have not been answered.
+  uint32_t open_removals = 0;
   // Its kForAll that have not been answered.
   uint32_t open_for_all = 0;
   std::vector<ToldFrozen> frozen;  // runtime/snapshot/freezer.h

@@ -182,6 +182,10 @@ void GuestMappings::Register(Guest& guest, MmId mm, GuestAddr va, PageCount leng
                                          snapshots_->ModesFor(mm)) == UffdResult::kDone;
   // What it writes there nobody sees.
   if (!registered && snapshots_->IsFrozen(mm)) snapshots_->Abandon(guest, mm);
+  // Or nobody would, when the pager has died.
+  if (!guest.has_agent && snapshots_->IsFrozen(mm)) {
+    snapshots_->LoseFor(mm, "a process without an agent thread maps it");
+  }
 }
 
 // Whether what the guest has just mapped of the file is frozen; it is told.

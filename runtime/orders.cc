@@ -31,6 +31,11 @@ void Orders::Queue(Guest& guest, const protocol::Message& order, Done done) {
   SendQueued(guest);
 }
 
+size_t Orders::QueuedFor(const Guest& guest) const {
+  const auto it = queued_.find(guest.id.slot);
+  return it == queued_.end() ? 0 : it->second.size();
+}
+
 // One at a time: the answer sends the next.
 void Orders::SendQueued(Guest& guest) {
   const auto it = queued_.find(guest.id.slot);

@@ -7,6 +7,7 @@
 #ifndef HOSTMM_RUNTIME_ORDERS_H_
 #define HOSTMM_RUNTIME_ORDERS_H_
 
+#include <cstddef>
 #include <cstdint>
 #include <deque>
 #include <functional>
@@ -27,6 +28,8 @@ class Orders {
   SendResult Send(Guest& guest, protocol::Message order, Done done);
   // Sends it now, or behind those that are open or queued. As Send otherwise.
   void Queue(Guest& guest, const protocol::Message& order, Done done);
+  // Orders that wait for the guest's answers to others.
+  size_t QueuedFor(const Guest& guest) const;
   // An answer came. One that was not asked for is ignored.
   void OnDone(Guest& guest, const protocol::Message& answer);
   void OnGuestGone(GuestId guest);

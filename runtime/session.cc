@@ -165,6 +165,10 @@ void Session::OnSnapshotQuestion(Guest& guest, Packet& packet) {
       }
       return snapshots_->MapView(guest, packet);
     case Kind::kSettleView:
+      // It splits regions.
+      if (!mappings_.HasRoomForRegion(guest)) {
+        return Refuse(packet, ENOSPC, "this process has too many regions");
+      }
       return snapshots_->Settle(guest, packet);
     case Kind::kForkCow:
       return snapshots_->ForkCow(guest, packet);

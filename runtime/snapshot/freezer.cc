@@ -23,16 +23,18 @@ bool Contains(const std::vector<GuestId>& guests, GuestId guest) {
   return std::ranges::find(guests, guest) != guests.end();
 }
 
+}  // namespace
+
 // A guest that has died refuses its memory with any errno, until we hear of its death:
 // UFFDIO_REGISTER says ENOMEM. One that lives and is not registered says ENOENT here, so that the
-// outcome alone does not do. More protection harms nobody.
-bool IsGone(const Guest& guest, const Region& region) {
-  // A block is a unit of every kind of frames.
-  const uint64_t va = region.va.value() & ~(kBlockSize - 1);
-  return UffdAddressSpace(guest.uffd.fd.get(), va, kBlockSize) == Alive::kNo;
+// outcome alone does not do. More protection harms nobody; but no more than the region's own
+// memory: a view beside it may have pages that are not to be asked for again.
+bool Freezer::IsGone(const Guest& guest, const Region& region) const {
+  const LiveFile* file = files_->Find(region.mm);
+  const bool blocks = file != nullptr && file->backing->kind() == FrameKind::kHugetlb;
+  return UffdAddressSpace(guest.uffd.fd.get(), region.va.value(),
+                          blocks ? kBlockSize : kPageSize) == Alive::kNo;
 }
-
-}  // namespace
 
 std::vector<Region> Freezer::RegionsOf(GuestId guest, MmId mm) const {
   std::vector<Region> regions;
@@ -127,7 +129,7 @@ int Freezer::WriteProtect(const Guest& guest, MmId mm) const {
 }
 
 int Freezer::FreezeGuest(Guest& guest, LiveFile* file) {
-  if (!guest.uffd.fd.ok()) return ENOTSUP;
+  if (!guest.uffd.fd.ok() || !guest.has_agent) return ENOTSUP;
   if (Register(guest, file->mm) != 0) {
     // The kernel has unmapped or moved something that we have not heard of yet: we shall, or it is
     // late. What its agent has done for an earlier order does not count.
@@ -141,14 +143,11 @@ int Freezer::FreezeGuest(Guest& guest, LiveFile* file) {
   if (hugetlb) {
     if (const int error = WriteProtect(guest, file->mm); error != 0) return error;
   }
-  if (hugetlb && Knows(guest, file->mm)) return 0;
-  if (told) {
-    if (!Contains(file->waiting, guest.id)) file->waiting.push_back(guest.id);
-    return 0;
-  }
-  // Nobody there would say when it is done.
-  if (guest.punches) return EAGAIN;
-  return hugetlb ? 0 : WriteProtect(guest, file->mm);
+  if (hugetlb && told && Knows(guest, file->mm)) return 0;
+  // Who could not be told is dead, or late.
+  if (!told) RecordFor(guest, file->mm).order = 0;
+  if (!Contains(file->waiting, guest.id)) file->waiting.push_back(guest.id);
+  return 0;
 }
 
 void Freezer::Freeze(LiveFile* file, Done done) {
@@ -346,18 +345,26 @@ void Freezer::Tick() {
 void Freezer::EndForTheLate(LiveFile* file) {
   const std::vector<GuestId> late = file->waiting;
   for (const GuestId id : late) {
-    const Guest* guest = guests_->Find(id);
+    Guest* guest = guests_->Find(id);
     // A child that has not attached runs no code of its program.
     const bool is_child = guest != nullptr && guest->pid == 0;
     if (is_child && file->ticks < kChildPatienceTicks) continue;
-    int error = is_child ? ETIMEDOUT : 0;
-    if (guest != nullptr && guest->punches) error = EAGAIN;
-    if (guest != nullptr && error == 0) error = Register(*guest, file->mm);
-    if (guest != nullptr && error == 0) error = WriteProtect(*guest, file->mm);
+    const int error = guest == nullptr ? 0 : FreezeLate(*guest, *file);
     if (error != 0) return End(file, error);
     std::erase(file->waiting, id);
   }
   EndIfLast(file);
+}
+
+int Freezer::FreezeLate(Guest& guest, const LiveFile& file) {
+  if (guest.pid == 0) return ETIMEDOUT;
+  if (guest.punches) return EAGAIN;
+  if (const int error = Register(guest, file.mm); error != 0) return error;
+  // Its agent reads it before it hears of the pager's end, and holds its writers then.
+  const ToldFrozen* told = RecordOf(guest, file.mm);
+  const bool knows_of_this = told != nullptr && told->order != 0;
+  if (!knows_of_this && Tell(guest, file) == Told::kNo) return EAGAIN;
+  return WriteProtect(guest, file.mm);
 }
 
 uint64_t Freezer::ModesFor(MmId mm) const {

@@ -14,7 +14,8 @@
 //           done.)
 // Late:     an agent that has not answered within kPatienceTicks, or cannot zap (locked memory):
 //           its mappings are write-protected from outside, which takes milliseconds per GiB. Such a
-//           guest does not know that it is frozen: if it forks, nobody watches the child
+//           guest does not know that it is frozen, though it has been told so (one whose channel is
+//           full ends the freeze): if it forks, nobody watches the child
 //           (Forked::kUnseen). A child that has been announced and does not come ends the freeze;
 //           so does a guest that is still in the kernel's MADV_REMOVE (Guest::punches).
 // Numbers:  each kFreeze has one of its own. An answer counts if it is to the last one that the
@@ -102,6 +103,7 @@ class Freezer {
  private:
   enum class Told : uint8_t { kYes, kNo };
 
+  bool IsGone(const Guest& guest, const Region& region) const;
   // The guest's regions of the file that can be written.
   std::vector<Region> RegionsOf(GuestId guest, MmId mm) const;
   std::vector<GuestId> MappersOf(MmId mm) const;
@@ -120,6 +122,7 @@ class Freezer {
   void Release(LiveFile* file, GuestId guest);
   void EndIfLast(LiveFile* file);
   void EndForTheLate(LiveFile* file);
+  int FreezeLate(Guest& guest, const LiveFile& file);
   void End(LiveFile* file, int error);
 
   HostTables* const tables_;

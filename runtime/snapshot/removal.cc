@@ -19,6 +19,9 @@ namespace hostmm {
 
 namespace {
 
+// Of one guest, which has a thread waiting for each. Arbitrary: each keeps a descriptor.
+constexpr uint32_t kMaxOpenRemovals = 128;
+
 // The first page from `page` on that has data, or none that matters.
 FilePage NextData(int file, FilePage page) {
   const off_t data = lseek(file, static_cast<off_t>(page.value() * kPageSize), SEEK_DATA);
@@ -28,6 +31,17 @@ FilePage NextData(int file, FilePage page) {
 }  // namespace
 
 struct Snapshots::Removal {
+  Removal(GuestSet* guests, GuestId guest) : guests(guests), guest(guest) {
+    ++guests->Find(guest)->open_removals;
+  }
+  ~Removal() {
+    if (Guest* asker = guests->Find(guest)) --asker->open_removals;
+  }
+  Removal(const Removal&) = delete;
+  Removal& operator=(const Removal&) = delete;
+
+  GuestSet* guests;
+  GuestId guest;
   UniqueFd reply;
   std::vector<Region> parts;  // what is left; pages are taken off the front one
 };
@@ -38,8 +52,9 @@ void Snapshots::Remove(Guest& guest, Packet& packet) {
   if (ask.va % kPageSize != 0 || !FitsInGuest(begin, PagesFloor(ask.length))) {
     return Refuse(packet, EINVAL, "a bad range");
   }
+  if (guest.open_removals >= kMaxOpenRemovals) return Refuse(packet, EAGAIN, "too many at once");
   const GuestAddr end = begin + PagesFloor(ask.length);
-  auto removal = std::make_shared<Removal>();
+  auto removal = std::make_shared<Removal>(guests_, guest.id);
   tables_->ForEachRegion(guest.id, [&](const Region& region) {
     Region part = region;
     part.va = std::max(region.va, begin);

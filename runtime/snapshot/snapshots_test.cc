@@ -16,6 +16,7 @@
 #include <optional>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "runtime/snapshot/snapshots_fixture.h"
 #include "runtime/uapi_compat.h"
@@ -237,6 +238,54 @@ TEST_F(SnapshotsTest, FrozenMemoryIsNotRemovedByTheKernel) {
   // As only one does that has not been told, or lies.
   Note(*window.guest, Ranged(Kind::kPunch, window.va(), kBlockSize));
   EXPECT_EQ(AskHandle(handle, NewPacket(Kind::kSnapshotInfo), loop_.get()).value[1], uint64_t{EIO});
+}
+
+// Nobody would hold it when the pager dies.
+TEST_F(SnapshotsTest, AChildWithoutAnAgentEndsTheFreeze) {
+  const Window window = NewWindow();
+  const UniqueFd reply = AskForSnapshot(window);
+  const UniqueFd childs_end = AnnounceFork(*window.guest);
+  CarryOutFreeze(*window.guest);
+  EXPECT_FALSE(AnswerOn(reply).has_value());
+  Guest& child = *guests_.Find(children_[0]);
+  const test::TestUffd uffd = test::TestUffd::Open(UFFD_FEATURE_MISSING_SHMEM);
+  child.uffd.fd.reset(dup(uffd.fd()));
+  child.pid = getpid();
+  snapshots_.OnAttach(child);
+  const std::optional<Message> answer = AnswerOn(reply);
+  ASSERT_TRUE(answer.has_value());
+  EXPECT_EQ(answer->value[1], uint64_t{ENOTSUP});
+}
+
+TEST_F(SnapshotsTest, AMapperWithoutAnAgentLosesThem) {
+  const Window window = NewWindow();
+  const UniqueFd handle = TakeOne(window);
+  Guest& guest = NewProcess();
+  guest.has_agent = false;
+  const Window later = Map(guest);
+  const Message info = AskHandle(handle, NewPacket(Kind::kSnapshotInfo), loop_.get());
+  EXPECT_EQ(info.value[1], uint64_t{EIO});
+  EXPECT_NE(std::string(info.text).find("agent"), std::string::npos) << info.text;
+}
+
+TEST_F(SnapshotsTest, OneProcessHasSoManyRemovalsOpen) {
+  const Window window = NewWindow();
+  const Message remove = Ranged(Kind::kRemove, window.va(), kRegion);
+  std::vector<UniqueFd> open;
+  std::optional<Message> refused;
+  while (!refused.has_value() && open.size() < 1000) {
+    open.push_back(Send(*window.guest, remove));
+    refused = AnswerOn(open.back());
+  }
+  ASSERT_TRUE(refused.has_value());
+  EXPECT_EQ(refused->value[1], uint64_t{EAGAIN});
+  open.pop_back();
+  for (const UniqueFd& reply : open) {
+    std::optional<Message> done;
+    RunTurnsUntil([&] { return (done = AnswerOn(reply)).has_value(); });
+    EXPECT_EQ(done->status, Status::kOk);
+  }
+  EXPECT_EQ(window.guest->open_removals, 0u);
 }
 
 TEST_F(SnapshotsTest, AChildThatDoesNotComeEndsTheFreeze) {

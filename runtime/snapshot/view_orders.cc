@@ -10,16 +10,31 @@ namespace {
 // long is stopped, or its program holds the lock that it wants.
 constexpr uint32_t kPatienceTicks = 8;
 
+// Zaps that wait for one agent: beyond that it is late. Each is for a write that somebody waits
+// with, so that an honest one comes nowhere near it. Arbitrary.
+constexpr size_t kMaxQueuedZaps = 4096;
+
 }  // namespace
 
 void ViewOrders::Send(const std::vector<Item>& items, Done done, const Each& each) {
   const uint64_t number = next_++;
   Group& group = groups_[number];
   group.done = std::move(done);
+  std::vector<const Item*> sent;
   for (const Item& item : items) {
-    if (guests_->Find(item.guest) != nullptr) group.waiting.push_back(item.guest);
+    const Guest* guest = guests_->Find(item.guest);
+    if (guest == nullptr) continue;
+    // A view that is lost must be told so, however late.
+    const bool zaps = item.order.op == protocol::OrderOp::kZapPages;
+    if (zaps && orders_->QueuedFor(*guest) >= kMaxQueuedZaps) {
+      group.end = End::kSomeLate;
+      continue;
+    }
+    group.waiting.push_back(item.guest);
+    sent.push_back(&item);
   }
-  for (const Item& item : items) {
+  for (const Item* next : sent) {
+    const Item& item = *next;
     Guest* guest = guests_->Find(item.guest);
     if (guest == nullptr) continue;
     const auto answered = [this, number, each, id = item.guest](const protocol::Message& answer) {
