@@ -20,6 +20,7 @@ namespace {
 struct Store {
   pthread_mutex_t lock;
   volatile uint64_t transfers;
+  volatile unsigned writers;
   Record records[kRecords];
 };
 static_assert(sizeof(Store) <= kStoreBytes);
@@ -27,6 +28,9 @@ static_assert(sizeof(Store) <= kStoreBytes);
 // In a child, for ever.
 [[noreturn]] void Write(Store* store, unsigned seed) {
   prctl(PR_SET_PDEATHSIG, SIGKILL);
+  pthread_mutex_lock(&store->lock);
+  store->writers = store->writers + 1;
+  pthread_mutex_unlock(&store->lock);
   for (std::minstd_rand random(seed);;) {
     pthread_mutex_lock(&store->lock);
     Transfer(store->records, &random);
@@ -53,7 +57,8 @@ int main() {
   for (unsigned i = 0; i < 8; ++i) {
     if ((writers[i] = fork()) == 0) Write(store, i + 1);
   }
-  while (store->transfers < 1000) usleep(1000);
+  // A snapshot waits a second at most for a child that was just forked: all are to have begun.
+  while (store->writers < 8 || store->transfers < 1000) usleep(1000);
 
   pthread_mutex_lock(&store->lock);
   auto snapshot = region->Snapshot();

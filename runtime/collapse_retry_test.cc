@@ -67,6 +67,10 @@ class CollapseRetryTest : public testing::Test {
     ASSERT_EQ(poll(&done, 1, kDeadlineMs), 1) << "nothing was tried";
     pool_.RunDone();
   }
+  // The kernel says to try again, too, when somebody else has a page in hand.
+  void TryUntilNothingWaits() {
+    for (int i = 0; i < CollapseRetry::kMaxTries && retry_.waiting() != 0; ++i) TryOnce();
+  }
   PageState State() const { return segment_.reader().Lookup(mm_, FirstPageOf(kBlock)).state; }
 
   TestSegment segment_;
@@ -88,7 +92,7 @@ TEST_F(CollapseRetryTest, AFailedCollapseIsTriedAgainAndRecorded) {
     EXPECT_NE(State(), PageState::kPresentHuge);
   }
   LetGo();
-  TryOnce();
+  TryUntilNothingWaits();
   EXPECT_EQ(retry_.waiting(), 0u);
   EXPECT_EQ(State(), PageState::kPresentHuge);
 }
@@ -141,7 +145,7 @@ TEST_F(CollapseRetryTest, ABlockThatIsBeingFilledIsRecordedLater) {
   TryOnce();
   EXPECT_EQ(retry_.waiting(), 1u);
   Commit(segment_.tables, filling, Outcome::kDone, Grain::kSmall);
-  TryOnce();
+  TryUntilNothingWaits();
   EXPECT_EQ(retry_.waiting(), 0u);
   EXPECT_EQ(State(), PageState::kPresentHuge);
 }

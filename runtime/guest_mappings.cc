@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "runtime/answer.h"
+#include "runtime/file_quota.h"
 #include "runtime/opt_in_range.h"
 
 namespace hostmm {
@@ -19,10 +20,6 @@ namespace {
 
 using protocol::Message;
 using protocol::Status;
-
-// What one user may take of the files that all share (vmm/segment.h): three quarters. Arbitrary, as
-// kRegionsPerGuest.
-constexpr uint32_t kFilesPerUser = SegmentConfig{}.max_mms / 4 * 3;
 
 bool IsPageAligned(uint64_t bytes) { return bytes % kPageSize == 0; }
 
@@ -49,12 +46,6 @@ Message CheckShare(const Guest& guest, const Message& ask, protocol::Share allow
 
 }  // namespace
 
-bool GuestMappings::HasRoomForFile(uid_t uid) const {
-  uint32_t files = 0;
-  tables_->ForEachMm([&](const MmInfo& mm) { files += mm.owner_uid == uid ? 1 : 0; });
-  return files < kFilesPerUser;
-}
-
 bool GuestMappings::HasRoomForRegion(const Guest& guest) const {
   const std::optional<GuestInfo> info = tables_->reader().Info(guest.id);
   return info.has_value() && info->regions < kRegionsPerGuest;
@@ -69,7 +60,8 @@ Message GuestMappings::Create(Guest& guest, const Message& ask, UniqueFd* file) 
   if (ask.length > terms_.max_file_bytes)
     return Answer(Status::kNoFrames, "the region is larger than memory");
   DropCreated(guest);
-  if (!HasRoomForFile(guest.uid)) return Answer(Status::kFull, "this user has too many regions");
+  if (!HasRoomForFile(*tables_, guest.uid))
+    return Answer(Status::kFull, "this user has too many regions");
   absl::StatusOr<std::shared_ptr<const Backing>> backing = frames_->Make(ask.offset + ask.length);
   if (!backing.ok()) {
     return Answer(Status::kNoFrames, std::string(backing.status().message()).c_str());
@@ -222,7 +214,7 @@ TableStatus GuestMappings::MmOf(const Guest& guest, const HandedIn& handed, MmId
     if (files_->Find(*mm) == nullptr) tables_->GrowMm(*mm, PagesCeil(handed.bytes));
     return tables_->PinMm(*mm);
   }
-  if (!HasRoomForFile(guest.uid)) return TableStatus::kNoSpace;
+  if (!HasRoomForFile(*tables_, guest.uid)) return TableStatus::kNoSpace;
   HostTables::MmSpec spec;
   spec.length = PagesCeil(handed.bytes);
   spec.frames = handed.frames;

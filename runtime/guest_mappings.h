@@ -80,8 +80,7 @@ class GuestMappings {
   // Parts of the guest's regions in [va, va + length).
   std::vector<Region> PartsIn(const Guest& guest, uint64_t va, uint64_t length) const;
 
-  // Whether this user may have one more file, this guest one more region.
-  bool HasRoomForFile(uid_t uid) const;
+  // Whether this guest may have one more region.
   bool HasRoomForRegion(const Guest& guest) const;
 
   const Ledger& ledger() const { return ledger_; }

@@ -70,6 +70,14 @@ ReceiveResult ReceivePacket(int socket, Packet* packet) {
   return ReceiveResult::kPacket;
 }
 
+bool IsChannel(int fd) {
+  int domain = 0;
+  int type = 0;
+  socklen_t length = sizeof(int);
+  return getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &length) == 0 && domain == AF_UNIX &&
+         getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &length) == 0 && type == SOCK_SEQPACKET;
+}
+
 SendResult SendPacket(int socket, const protocol::Message& message, std::span<const int> fds) {
   alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int) * protocol::kMaxFds)] = {};
   iovec iov{const_cast<protocol::Message*>(&message), sizeof(message)};

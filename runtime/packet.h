@@ -26,6 +26,10 @@ struct Packet {
 enum class ReceiveResult { kPacket, kMalformed, kNothing, kClosed };
 ReceiveResult ReceivePacket(int socket, Packet* packet);
 
+// Whether packets can come from `fd`, and its end be heard of: a poll of another descriptor may
+// never wait, or wait for ever.
+bool IsChannel(int fd);
+
 // RETURNS: whether it was sent. A peer that does not read loses its packets: false, not a wait.
 enum class SendResult { kSent, kLost };
 SendResult SendPacket(int socket, const protocol::Message& message, int fd = -1);

@@ -66,6 +66,9 @@ inline constexpr uint32_t kMagic = 0x31'4d'4d'48;  // "HMM1", little endian
 // preload library and the pager come from one build.
 inline constexpr uint32_t kVersion = 4;
 inline constexpr int kMaxFds = 4;
+// kForkCow before one kForkIntent: of regions, of which one mapping becomes several by mprotect and
+// munmap. Arbitrary.
+inline constexpr int kMaxCowForks = 64;
 
 // A managed region is at least this long: four page-table pages' worth (2 MiB each). Below it
 // sharing page tables cost more than it saved in the measurements of the 2002 shared page table

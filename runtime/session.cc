@@ -1,7 +1,6 @@
 #include "runtime/session.h"
 
 #include <fcntl.h>
-#include <sys/socket.h>
 #include <unistd.h>
 
 #include <cstdio>
@@ -9,7 +8,9 @@
 #include <utility>
 
 #include "runtime/answer.h"
+#include "runtime/file_quota.h"
 #include "runtime/opt_in_range.h"
+#include "runtime/packet.h"
 #include "runtime/region_flags.h"
 #include "runtime/snapshot/answers.h"
 #include "vmm/host_mm.h"
@@ -37,16 +38,6 @@ bool IsUserfaultfd(int fd) {
   const ssize_t length = readlink(path, target, sizeof(target) - 1);
   return length > 0 && strcmp(target, "anon_inode:[userfaultfd]") == 0 &&
          fcntl(fd, F_SETFL, O_NONBLOCK) == 0;
-}
-
-// Whether `fd` can be a channel. Another descriptor might never become readable, and so never end
-// the guest.
-bool IsChannel(int fd) {
-  int domain = 0;
-  int type = 0;
-  socklen_t length = sizeof(int);
-  return getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &length) == 0 && domain == AF_UNIX &&
-         getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &length) == 0 && type == SOCK_SEQPACKET;
 }
 
 }  // namespace
@@ -150,7 +141,7 @@ Session::Verdict Session::Dispatch(Guest& guest, Packet& packet) {
 void Session::OnSnapshotQuestion(Guest& guest, Packet& packet) {
   switch (packet.message.kind) {
     case Kind::kTakeSnapshot:
-      if (!mappings_.HasRoomForFile(guest.uid)) {
+      if (!HasRoomForFile(*tables_, guest.uid)) {
         return Refuse(packet, ENOSPC, "this user has too many regions");
       }
       return snapshots_->Take(guest, packet);
@@ -224,7 +215,7 @@ Message Session::IsShared(const Guest& guest, const Message& ask) const {
 
 Message Session::OpenName(const Guest& guest, const Message& ask, UniqueFd* file) {
   const Names::Who::Room room =
-      mappings_.HasRoomForFile(guest.uid) ? Names::Who::Room::kFree : Names::Who::Room::kFull;
+      HasRoomForFile(*tables_, guest.uid) ? Names::Who::Room::kFree : Names::Who::Room::kFull;
   Names::Opened opened;
   const int error = names_.Open({guest.uid, guest.gid, room},
                                 {ask.text, ask.length, ask.value[0], ask.value[1]}, &opened);

@@ -24,6 +24,9 @@ using Clock = std::chrono::steady_clock;
 
 // Arbitrary: long enough for thousands of reused tables, short enough for every test run.
 constexpr auto kRunTime = std::chrono::seconds(2);
+// Longer, if somebody has not seen yet what is wanted of all: a thread may get no processor for
+// most of the time above.
+constexpr auto kMostTime = std::chrono::seconds(30);
 constexpr uint64_t kFilePages = 12 * kPagesPerBlock;
 constexpr int kMms = 3;
 constexpr size_t kSnapshots = 5;
@@ -193,6 +196,19 @@ struct Tally {
   std::string problem;
 };
 
+// For a loop beside the readers: until `met` says that all has been seen, and for a while anyway.
+class RunTime {
+ public:
+  template <class Met>
+  bool GoesOn(Met met) const {
+    const auto time = Clock::now() - start_;
+    return time < kRunTime || (time < kMostTime && !met());
+  }
+
+ private:
+  const Clock::time_point start_ = Clock::now();
+};
+
 // A page's entry may be any that it had during the lookup, never one of another page.
 void LookPageUp(const TableReader& reader, const Published& published, std::mt19937_64& random,
                 Tally* tally) {
@@ -250,6 +266,7 @@ TEST(ConcurrentTest, ReadersBesideOneWriter) {
   constexpr int kReaders = 3;
   std::atomic<bool> stop = false;
   std::atomic<uint64_t> checks = 0;
+  std::atomic<int> content = 0;  // readers that have found a copy
   Tally tallies[kReaders];
   std::vector<std::thread> threads;
   for (int i = 0; i < kReaders; ++i) {
@@ -257,9 +274,11 @@ TEST(ConcurrentTest, ReadersBesideOneWriter) {
       std::mt19937_64 random(i);
       Tally& tally = tallies[i];
       while (!stop && tally.problem.empty()) {
+        const bool had_none = tally.copied == 0;
         for (int lookups = 0; lookups < 500; ++lookups) {
           LookPageUp(reader, published, random, &tally);
         }
+        if (had_none && tally.copied > 0) ++content;
         WalkEverything(reader);
         const uint64_t before = tally.checks;
         CheckOnce(reader, &tally);
@@ -270,14 +289,15 @@ TEST(ConcurrentTest, ReadersBesideOneWriter) {
 
   // Bursts of changes; between them the writer waits until somebody has checked a quiet segment, so
   // that the checks do not depend on the scheduler's kindness.
-  const auto deadline = Clock::now() + kRunTime;
+  const RunTime run;
   uint64_t bursts = 0;
-  while (Clock::now() < deadline) {
+  const auto met = [&] { return bursts > 1 && content == kReaders; };
+  while (run.GoesOn(met)) {
     for (int i = 0; i < 300; ++i) writer.Step();
     ++bursts;
     const uint64_t seen = checks;
     // Not a yield: processes that yield to each other can starve the rest of the machine.
-    while (checks == seen && Clock::now() < deadline) {
+    while (checks == seen && run.GoesOn(met)) {
       std::this_thread::sleep_for(std::chrono::microseconds(50));
     }
   }
@@ -312,19 +332,22 @@ TEST(ConcurrentTest, TablesAreReusedUnderWalks) {
   // More readers than processors, so that they are interrupted.
   constexpr int kReaders = 4;
   std::atomic<bool> stop = false;
+  std::atomic<int> content = 0;  // readers that have found a page
   Tally tallies[kReaders];
   std::vector<std::thread> threads;
   for (int i = 0; i < kReaders; ++i) {
     threads.emplace_back([&, i] {
       std::mt19937_64 random(i);
       while (!stop && tallies[i].problem.empty()) {
+        const bool had_none = tallies[i].found == 0;
         LookPageUp(segment.reader(), published, random, &tallies[i]);
+        if (had_none && tallies[i].found > 0) ++content;
       }
     });
   }
-  const auto deadline = Clock::now() + kRunTime;
+  const RunTime run;
   uint64_t moves = 0;
-  while (Clock::now() < deadline) {
+  while (run.GoesOn([&] { return moves > 100 && content == kReaders; })) {
     const BlockIndex block(moves++ % (kFilePages / kPagesPerBlock));
     ASSERT_EQ(tables.SetBlockCollapsed(mm, block), TableStatus::kOk);
     // A hole splits the huge leaf into a table that is full but for one page.

@@ -34,57 +34,60 @@ size_t CountSharing(const Segment& segment, const MmRecord& source, FilePage pag
 }
 
 // What one snapshot has for itself and another has not, or has otherwise: a walk down both.
+//
+// Two snapshots have one table of a place, or something below differs: a page that was written when
+// only the earlier one was there. But for few: those that were copied at once (CowPolicy), and the
+// last one of a file that has grown. So a walk finds something in the first place where it goes
+// down, or, if that lies before `from`, in the next.
 class Difference {
  public:
   // `other` is nullptr for the live file.
   Difference(const SegmentView& view, const MmRecord& snapshot, const MmRecord* other)
-      : view_(view),
-        other_(other),
-        end_(std::min(snapshot.length.Load(),
-                      other == nullptr ? ~uint64_t{0} : other->length.Load())) {
-    Walk(HostOffset(snapshot.top.Load()),
-         other == nullptr ? kNullOffset : HostOffset(other->top.Load()),
-         MmTraits::Load(snapshot).top_level, 0);
-  }
+      : view_(view), snapshot_(snapshot), other_(other) {}
 
-  // `fn(first, count)` for each run.
-  template <class Fn>
-  void ForEachRun(Fn fn) const {
-    for (const auto& [first, count] : runs_) fn(first, count);
-  }
-  void Add(uint64_t first, uint64_t count) {
-    count = first >= end_ ? 0 : std::min(count, end_ - first);
-    if (count == 0) return;
-    if (!runs_.empty() && runs_.back().first + runs_.back().second == first) {
-      runs_.back().second += count;
-    } else {
-      runs_.push_back({first, count});
-    }
+  // The first of it at or after `from`.
+  std::optional<CowTables::Run> Next(FilePage from) const {
+    const HostOffset theirs = other_ == nullptr ? kNullOffset : HostOffset(other_->top.Load());
+    std::optional<CowTables::Run> run =
+        Walk(HostOffset(snapshot_.top.Load()), theirs, MmTraits::Load(snapshot_).top_level,
+             FilePage(0), from);
+    const FilePage end = FilePage(std::min(
+        snapshot_.length.Load(), other_ == nullptr ? ~uint64_t{0} : other_->length.Load()));
+    if (!run.has_value() || run->first >= end) return std::nullopt;
+    run->count = std::min(run->count, end - run->first);
+    return run;
   }
 
  private:
-  // `theirs`: the other's own table of the same place; null if it shares there.
-  void Walk(HostOffset own, HostOffset theirs, int level, uint64_t first) {
-    for (uint64_t i = 0; i < view_.geometry().EntriesAt(level); ++i) {
+  // `theirs`: the other's own table of the same place; null if it shares there. `first`: the page
+  // where they begin.
+  std::optional<CowTables::Run> Walk(HostOffset own, HostOffset theirs, int level, FilePage first,
+                                     FilePage from) const {
+    const int shift = view_.geometry().SpanShift(level);
+    std::optional<CowTables::Run> run;
+    const uint64_t skipped = from > first ? (from - first).value() >> shift : 0;
+    for (uint64_t i = skipped; i < view_.geometry().EntriesAt(level); ++i) {
       const Pte entry = Pte::FromRaw(view_.entries(own)[i].Load());
       const Pte other =
           theirs == kNullOffset ? Pte() : Pte::FromRaw(view_.entries(theirs)[i].Load());
-      // One table, or one frame, for both.
-      if (entry == other) continue;
-      const uint64_t page = first + (i << view_.geometry().SpanShift(level));
-      if (entry.is_copied()) {
-        Add(page, view_.geometry().SpanOf(level).value());
-      } else if (IsOwnTable(view_, entry)) {
-        Walk(entry.table(), IsOwnTable(view_, other) ? other.table() : kNullOffset, level - 1,
-             page);
+      const FilePage page = first + PageCount(i << shift);
+      // Equal: one table, or one frame, for both.
+      const bool copied = entry.is_copied() && entry != other;
+      if (!copied && run.has_value()) return run;
+      if (copied) {
+        const FilePage start = run.has_value() ? run->first : std::max(page, from);
+        run = {start, page + view_.geometry().SpanOf(level) - start};
+      } else if (entry != other && IsOwnTable(view_, entry)) {
+        const HostOffset below = IsOwnTable(view_, other) ? other.table() : kNullOffset;
+        if (const auto found = Walk(entry.table(), below, level - 1, page, from)) return found;
       }
     }
+    return run;
   }
 
   const SegmentView& view_;
+  const MmRecord& snapshot_;
   const MmRecord* other_;
-  uint64_t end_;
-  std::vector<std::pair<uint64_t, uint64_t>> runs_;
 };
 
 }  // namespace
@@ -95,14 +98,16 @@ const MmRecord* CowTables::FindSnapshot(MmId id) const {
   return is_one ? record : nullptr;
 }
 
-TableStatus CowTables::Take(MmId source, const CowPolicy& policy, MmId* snapshot) {
+TableStatus CowTables::Take(MmId source, const CowPolicy& policy, MmId* snapshot,
+                            std::optional<uint32_t> owner_uid) {
   const MmRecord* record = segment().Find(source);
   if (record == nullptr) return TableStatus::kNoSuchMm;
   if (IsSnapshot(*record) || IsServedByKernel(MmTraits::Load(*record).frames)) {
     return TableStatus::kBadRange;
   }
   const WriteSection section(segment());
-  return MmDirectory(segment()).CreateSnapshot(source, policy.min_shared_tables, snapshot);
+  const uint32_t owner = owner_uid.value_or(MmTraits::Load(*record).owner_uid);
+  return MmDirectory(segment()).CreateSnapshot(source, policy.min_shared_tables, owner, snapshot);
 }
 
 std::vector<MmId> CowTables::SnapshotsOf(MmId source) const {
@@ -165,28 +170,34 @@ CowTables::Page CowTables::Find(MmId snapshot, FilePage page) const {
   return {Page::From::kLive, FrameNumber(page.value())};
 }
 
-std::vector<CowTables::Run> CowTables::Changes(MmId earlier, MmId later) const {
+std::optional<CowTables::Run> CowTables::NextChange(MmId earlier, MmId later, FilePage from) const {
   const MmRecord* to = segment().Find(later);
-  if (to == nullptr) return {};
-  const uint64_t length = to->length.Load();
-  const MmRecord* from = FindSnapshot(earlier);
+  if (to == nullptr) return std::nullopt;
+  const MmRecord* had = FindSnapshot(earlier);
   const MmRecord* other = FindSnapshot(later);
   const bool in_order =
-      from != nullptr && (other == nullptr ? hostmm::SourceOf(*from) == later
-                                           : hostmm::SourceOf(*from) == hostmm::SourceOf(*other) &&
-                                                 from->taken.Load() <= other->taken.Load());
-  if (!in_order) return {{FilePage(0), PageCount(length)}};
+      had != nullptr && (other == nullptr ? hostmm::SourceOf(*had) == later
+                                          : hostmm::SourceOf(*had) == hostmm::SourceOf(*other) &&
+                                                had->taken.Load() <= other->taken.Load());
+  if (in_order) {
+    if (const auto run = Difference(segment(), *had, other).Next(from)) return run;
+    // The file has grown.
+    from = std::max(from, FilePage(had->length.Load()));
+  }
+  const FilePage end(to->length.Load());
+  return from < end ? std::optional<Run>({from, end - from}) : std::nullopt;
+}
+
+std::vector<CowTables::Run> CowTables::Changes(MmId earlier, MmId later) const {
   std::vector<Run> runs;
-  Difference(segment(), *from, other).ForEachRun([&](uint64_t first, uint64_t count) {
-    runs.push_back({FilePage(first), PageCount(count)});
-  });
-  const uint64_t had = from->length.Load();
-  if (had >= length) return runs;
-  // The file has grown.
-  if (!runs.empty() && runs.back().first + runs.back().count == FilePage(had)) {
-    runs.back().count = runs.back().count + PageCount(length - had);
-  } else {
-    runs.push_back({FilePage(had), PageCount(length - had)});
+  FilePage from(0);
+  while (const std::optional<Run> next = NextChange(earlier, later, from)) {
+    from = next->first + next->count;
+    if (!runs.empty() && runs.back().first + runs.back().count == next->first) {
+      runs.back().count = runs.back().count + next->count;
+    } else {
+      runs.push_back(*next);
+    }
   }
   return runs;
 }

@@ -18,6 +18,7 @@
 #define HOSTMM_VMM_COW_TABLES_H_
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "vmm/host_tables.h"
@@ -37,9 +38,10 @@ class CowTables {
   explicit CowTables(HostTables* tables) : tables_(*tables) {}
 
   // A snapshot of all that `source` holds now. Like a new mm it has no region and no pin yet; the
-  // caller pins it. kNoSuchMm. kBadRange: `source` is a snapshot, or served by the kernel, whose
-  // first writes nobody sees. kNoSpace.
-  TableStatus Take(MmId source, const CowPolicy& policy, MmId* snapshot);
+  // caller pins it. `owner_uid`: whose it is, by default the source's. kNoSuchMm. kBadRange:
+  // `source` is a snapshot, or served by the kernel, whose first writes nobody sees. kNoSpace.
+  TableStatus Take(MmId source, const CowPolicy& policy, MmId* snapshot,
+                   std::optional<uint32_t> owner_uid = std::nullopt);
   // Newest first; without lost ones.
   std::vector<MmId> SnapshotsOf(MmId source) const;
   // Invalid: not a snapshot, or lost.
@@ -67,9 +69,17 @@ class CowTables {
   // Where a page of a snapshot stands. REQUIRES: the snapshot is alive and not lost.
   Page Find(MmId snapshot, FilePage page) const;
 
-  // `fn(FilePage first, PageCount count)`, by page, for the pages of `later` (a snapshot, or the
-  // source) that may differ from `earlier`: they were written in between, or were not there. All
-  // pages if the two are not of one source, or `later` is the older one.
+  struct Run {
+    FilePage first;
+    PageCount count;
+  };
+  // The first pages, at or after `from`, of `later` (a snapshot, or the source) that may differ
+  // from `earlier`: they were written in between, or were not there. As far as one table tells;
+  // nullopt: none. All pages if the two are not of one source, or `later` is the older one. Takes a
+  // few tables' time, whatever the size of the file.
+  std::optional<Run> NextChange(MmId earlier, MmId later, FilePage from) const;
+
+  // `fn(FilePage first, PageCount count)`, by page, for all of them.
   template <class Fn>
   void ForEachChange(MmId earlier, MmId later, Fn fn) const {
     for (const Run& run : Changes(earlier, later)) fn(run.first, run.count);
@@ -81,10 +91,6 @@ class CowTables {
   void Lose(MmId snapshot, ReleasedMms* released);
 
  private:
-  struct Run {
-    FilePage first;
-    PageCount count;
-  };
   const Segment& segment() const { return tables_.segment(); }
   // nullptr: not alive, no snapshot, or lost.
   const MmRecord* FindSnapshot(MmId id) const;

@@ -412,6 +412,28 @@ TEST_F(CowTablesTest, ChangesBetweenMoments) {
   Drop(second);
 }
 
+TEST_F(CowTablesTest, TheNextChangeFromAPageOn) {
+  AddFile(PageCount(8 * kPagesPerBlock));
+  Touch(8);
+  const MmId snapshot = Take();
+  Write(511);
+  Write(512);
+  Write(600, 3);
+  const auto next = [&](uint64_t from) {
+    const auto run = cow().NextChange(snapshot, file_, FilePage(from));
+    return run.has_value() ? Runs({{run->first.value(), run->count.value()}}) : Runs();
+  };
+  EXPECT_EQ(next(0), Runs({{511, 1}}));
+  EXPECT_EQ(next(511), Runs({{511, 1}}));
+  EXPECT_EQ(next(512), Runs({{512, 1}}));
+  EXPECT_EQ(next(513), Runs({{600, 3}}));
+  EXPECT_EQ(next(601), Runs({{601, 2}}));
+  EXPECT_EQ(next(603), Runs());
+  EXPECT_EQ(next(8 * kPagesPerBlock), Runs());
+  EXPECT_EQ(next(kMaxFilePages), Runs());
+  Drop(snapshot);
+}
+
 TEST_F(CowTablesTest, AFileThatGrowsHasChangedThere) {
   AddFile(PageCount(kPagesPerBlock + 10));
   Touch(2);

@@ -57,7 +57,8 @@ MmId MmDirectory::Enter(const MmTraits& traits, PageCount length, HostOffset top
   return {slot, generation};
 }
 
-TableStatus MmDirectory::CreateSnapshot(MmId source, uint32_t min_shared_tables, MmId* id) {
+TableStatus MmDirectory::CreateSnapshot(MmId source, uint32_t min_shared_tables, uint32_t owner_uid,
+                                        MmId* id) {
   MmRecord* file = segment_.Find(source);
   assert(file != nullptr);
   SnapshotTables tables(segment_, file);
@@ -68,6 +69,7 @@ TableStatus MmDirectory::CreateSnapshot(MmId source, uint32_t min_shared_tables,
   }
   MmTraits traits = MmTraits::Load(*file);
   traits.frames = FrameKind::kSnapshot;
+  traits.owner_uid = owner_uid;
   *id = Enter(traits, PageCount(file->length.Load()), tables.CopyTop(depth));
   MmRecord* record = segment_.Find(*id);
   for (size_t i = 0; i < kNameWords; ++i) record->name[i].Store(file->name[i].Load());

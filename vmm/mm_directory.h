@@ -33,7 +33,7 @@ class MmDirectory {
   // the geometry has no huge leaf. kNoSpace.
   TableStatus Create(const MmSpec& spec, MmId* id);
   // Counts the tables that it copies. kNoSpace. REQUIRES: `source` is a live file of ours.
-  TableStatus CreateSnapshot(MmId source, uint32_t min_shared_tables, MmId* id);
+  TableStatus CreateSnapshot(MmId source, uint32_t min_shared_tables, uint32_t owner_uid, MmId* id);
   // Makes the file longer; a shorter length changes nothing. kBadRange: it would need another top
   // level, or a snapshot.
   TableStatus Grow(MmRecord* record, PageCount length);

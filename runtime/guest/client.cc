@@ -133,6 +133,17 @@ int WhyNotProtectLocked(uint64_t addr, uint64_t end, int prot) {
   return 0;
 }
 
+// What munmap, and mmap over it, refuse of copy-on-write memory: a hole makes two parts of it, and
+// one that nobody knows of would be shared with a child. RETURNS an errno or 0.
+int WhyNotCutLocked(uint64_t addr, uint64_t end) {
+  if (!g_client.regions.HasTracked() || g_client.regions.HasRoom()) return 0;
+  for (size_t i = 0; i < g_client.regions.size(); ++i) {
+    const Region& region = g_client.regions[i];
+    if (IsCow(region) && region.va < addr && end < region.va + region.bytes) return ENOMEM;
+  }
+  return 0;
+}
+
 }  // namespace
 
 Message RangeMessage(Kind kind, uint64_t va, uint64_t bytes) {
@@ -254,6 +265,9 @@ long MapShmemFile(uint64_t addr, uint64_t bytes, int prot, int flags, int fd, ui
 
 long MapOver(uint64_t addr, uint64_t bytes, int prot, int flags, int fd, uint64_t offset) {
   GuestLockHolder hold(g_client.lock);
+  if (const int error = WhyNotCutLocked(addr, addr + RoundUp(bytes, kPage)); error != 0) {
+    return -error;
+  }
   const long got = raw::Call(SYS_mmap, addr, bytes, prot, flags, fd, offset);
   if (!raw::Failed(got)) ForgetLocked(static_cast<uint64_t>(got), RoundUp(bytes, kPage));
   return got;
@@ -269,6 +283,7 @@ long Unmap(uint64_t addr, uint64_t bytes) {
     const uint64_t left = region->va + region->bytes - addr;
     if (whole < left && left - whole < kBlock) whole = left;
   }
+  if (const int error = WhyNotCutLocked(addr, addr + whole); error != 0) return -error;
   const long result = raw::Call(SYS_munmap, addr, whole);
   if (result == 0) ForgetLocked(addr, whole);
   return result;

@@ -30,9 +30,7 @@ struct CowFork {
   int file;
 };
 
-// Regions, of which one mapping becomes several by mprotect and munmap. Arbitrary.
-constexpr int kMaxCowForks = 64;
-CowFork g_forks[kMaxCowForks];
+CowFork g_forks[protocol::kMaxCowForks];
 int g_fork_count;
 // The child cannot have the views of copy-on-write memory that its parent has.
 bool g_child_loses_views;
@@ -74,7 +72,7 @@ bool GoPrivateOneLocked(size_t i) {
 
 // Has the region's file frozen for this fork. RETURNS whether the child has a view.
 bool AskForkLocked(const Region& region) {
-  if (g_fork_count == kMaxCowForks) return false;
+  if (g_fork_count == protocol::kMaxCowForks) return false;
   Message answer = {};
   int file = -1;
   const Message ask = RangeMessage(Kind::kForkCow, region.va, region.bytes);

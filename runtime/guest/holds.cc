@@ -92,6 +92,17 @@ bool HasViewLocked(protocol::MmHandle mm) {
   return false;
 }
 
+// What a child holds for itself goes when the pager has sent a hold for each file that is frozen.
+// REQUIRES: the lock.
+void CloseFirstIfAllAreHeldLocked() {
+  for (size_t i = 0; i < g_client.regions.size(); ++i) {
+    const Region& region = g_client.regions[i];
+    const Hold* hold = region.frozen ? Find(region.mm) : nullptr;
+    if (region.frozen && (hold == nullptr || hold->life_read == kNone)) return;
+  }
+  Close(&g_first.uffd);
+}
+
 int64_t MonotonicMilliseconds() {
   timespec now = {};
   raw::Call(SYS_clock_gettime, CLOCK_MONOTONIC, &now);
@@ -135,11 +146,11 @@ void Freeze(int channel, const protocol::Message& order, const int* fds) {
     Close(&hold->life_read);
     hold->uffd = fds[kUffdFd];
     hold->life_read = fds[kLifeFd];
-    Close(&g_first.uffd);
   }
   // Gone off: as its pager will see. It is held like others until no view is left.
   if (CurrentPhase() != Phase::kAttached) return;
   g_client.regions.SetFrozen(order.mm, true);
+  CloseFirstIfAllAreHeldLocked();
   const bool zapped = order.value[0] == 1 || ZapFileLocked(order.mm);
   protocol::Message done = NewMessage(protocol::Kind::kFreezeDone);
   done.mm = order.mm;
@@ -151,10 +162,10 @@ void Freeze(int channel, const protocol::Message& order, const int* fds) {
 }
 
 void Thaw(const protocol::Message& order) {
-  Close(&g_first.uffd);
   if (Hold* hold = Find(order.mm); hold != nullptr) Release(hold);
   AgentLockHolder lock(g_client.lock);
   g_client.regions.SetFrozen(order.mm, false);
+  CloseFirstIfAllAreHeldLocked();
   // What is mapped by single pages, write-protected or not, is mapped huge again at the next touch.
   ZapFileLocked(order.mm);
 }

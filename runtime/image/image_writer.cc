@@ -12,6 +12,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "runtime/image/block_digest.h"
+#include "runtime/packet.h"
 
 namespace hostmm {
 namespace {
@@ -67,6 +68,9 @@ void ImageWriter::Begin() {
   // Held until the loop has its next turn, so that `done` is not called from here.
   ++under_way_;
   loop_->Soon([self = shared_from_this()] { self->Settle(); });
+  if (job_.client >= 0 && !IsChannel(job_.client)) {
+    return Fail(EINVAL, "whoever wanted the image cannot be told that it is written");
+  }
   WatchClient();
   if (job_.resume_bytes == 0) {
     WriteAll(BytesOf(header_), [this] {

@@ -43,8 +43,8 @@ struct ImageSpec {
 };
 
 // ECANCELED: Cancel, or the client has gone. EIO: the snapshot is lost, or the write wrote nothing.
-// EINVAL: what is to be gone on with is no image of this snapshot, or no file. ENOMEM. Else of the
-// write (ENOSPC, EPIPE, EFBIG, EBADF, ...) or of the source.
+// EINVAL: what is to be gone on with is no image of this snapshot, or no file; the client is no
+// channel. ENOMEM. Else of the write (ENOSPC, EPIPE, EFBIG, EBADF, ...) or of the source.
 struct ImageResult {
   int error = 0;
   std::string why;          // one line, if there is an error
@@ -64,7 +64,7 @@ class ImageWriter : public std::enable_shared_from_this<ImageWriter> {
     uint64_t start = kStream;
     // A pipe for ImageProgress, or none: some ten a second, none at the end.
     UniqueFd progress = {};
-    // The caller's, or none.
+    // The caller's, a channel; or none.
     int client = -1;
     // Of an image there, to be gone on with; 0: from the start.
     uint64_t resume_bytes = 0;

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <fstream>
 #include <memory>
 #include <optional>
 #include <string>
@@ -218,25 +219,33 @@ TEST_F(ImageWriterTest, ErrorsOfTheFileAreTold) {
   EXPECT_EQ(Export(memory_, Duplicate(sealed)).error, EPERM);
 }
 
-class FileSizeLimit {
+class Limit {
  public:
-  explicit FileSizeLimit(rlim_t bytes) {
-    EXPECT_EQ(getrlimit(RLIMIT_FSIZE, &old_), 0);
+  Limit(__rlimit_resource resource, rlim_t bytes) : resource_(resource) {
+    EXPECT_EQ(getrlimit(resource_, &old_), 0);
     const rlimit limit = {bytes, old_.rlim_max};
-    EXPECT_EQ(setrlimit(RLIMIT_FSIZE, &limit), 0);
+    EXPECT_EQ(setrlimit(resource_, &limit), 0);
   }
-  ~FileSizeLimit() { EXPECT_EQ(setrlimit(RLIMIT_FSIZE, &old_), 0); }
+  ~Limit() { EXPECT_EQ(setrlimit(resource_, &old_), 0); }
 
  private:
+  __rlimit_resource resource_;
   rlimit old_;
 };
+
+rlim_t AddressSpaceInUse() {
+  std::ifstream statm("/proc/self/statm");
+  rlim_t pages = 0;
+  EXPECT_TRUE(statm >> pages);
+  return pages * static_cast<rlim_t>(sysconf(_SC_PAGESIZE));
+}
 
 // The pager lives, and what was written can be gone on with.
 TEST_F(ImageWriterTest, AFileThatMayNotGrowIsTornAndGoneOnWith) {
   const UniqueFd file = NewFile();
   const size_t torn = PartsOf(image_)[2] + 6000;
   {
-    const FileSizeLimit limit(torn);
+    const Limit limit(RLIMIT_FSIZE, torn);
     EXPECT_EQ(Export(memory_, Duplicate(file)).error, EFBIG);
   }
   ASSERT_TRUE(ContentOf(file) == image_.substr(0, torn));
@@ -260,6 +269,24 @@ TEST_F(ImageWriterTest, GoesOnFromEveryPlace) {
     ASSERT_EQ(result.data_pages, 11u) << length;
     ASSERT_TRUE(ContentOf(file) == image_) << length;
   }
+}
+
+// It goes when it was told: one that stayed would count against those that may be written at once.
+TEST_F(ImageWriterTest, WithoutMemoryToGoOnItEnds) {
+  const UniqueFd file = NewFile(image_.substr(0, 5000));
+  Host host;
+  ImageWriter::Job job = {.spec = SpecOf(), .source = std::make_unique<FakeSource>(memory_)};
+  job.image = Duplicate(file);
+  job.start = 0;
+  job.resume_bytes = 5000;
+  std::weak_ptr<ImageWriter> writer;
+  {
+    const Limit limit(RLIMIT_AS, AddressSpaceInUse() + kImageBlock / 2);
+    writer = host.Start(std::move(job));
+  }
+  EXPECT_EQ(host.Finish().error, ENOMEM);
+  EXPECT_TRUE(writer.expired());
+  EXPECT_TRUE(ContentOf(file) == image_.substr(0, 5000));
 }
 
 TEST_F(ImageWriterTest, AWholeImageIsLeftAsItIs) {
@@ -382,6 +409,28 @@ TEST_F(ImageWriterTest, EndsWithItsClient) {
               .image = std::move(pipe.write),
               .client = near.get()});
   EXPECT_EQ(host.Finish().error, ECANCELED);
+}
+
+// Watching a file would keep the loop busy: its poll never waits.
+TEST_F(ImageWriterTest, AClientThatIsNoChannelIsRefused) {
+  const UniqueFd file = NewFile();
+  const Ends pipe;
+  const UniqueFd datagrams(socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+  for (const int client : {file.get(), pipe.read.get(), datagrams.get()}) {
+    Ends image;  // that nobody reads
+    Host host;
+    auto source = std::make_unique<FakeSource>(memory_);
+    source->on_read = [](uint64_t) {
+      ADD_FAILURE() << "was read";
+      return 0;
+    };
+    const std::weak_ptr<ImageWriter> writer = host.Start({.spec = SpecOf(),
+                                                          .source = std::move(source),
+                                                          .image = std::move(image.write),
+                                                          .client = client});
+    EXPECT_EQ(host.Finish().error, EINVAL);
+    EXPECT_TRUE(writer.expired());
+  }
 }
 
 // As at the end of a pager: a write is in the kernel, and callbacks hold the writer, when the

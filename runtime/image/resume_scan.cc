@@ -11,12 +11,8 @@ std::shared_ptr<ResumeScan> ResumeScan::Start(EventLoop* loop, WorkerPool* worke
                                               const Place& place, const ImageHeader& expected,
                                               Done done) {
   std::shared_ptr<ResumeScan> scan(new ResumeScan(loop, workers, place, expected, std::move(done)));
-  if (!scan->memory_.ok()) {
-    scan->Fail(ENOMEM, "no memory to read the image");
-    return scan;
-  }
-  scan->Read(scan->memory_.bytes().first(kImagePage), 0,
-             [scan](size_t got) { scan->OnHeader(got); });
+  // Whoever asked has it before `done` is called.
+  loop->Soon([scan] { scan->Begin(); });
   return scan;
 }
 
@@ -30,6 +26,12 @@ ResumeScan::ResumeScan(EventLoop* loop, WorkerPool* workers, const Place& place,
       memory_(mmap(nullptr, kImagePage + kImageBlock, PROT_READ | PROT_WRITE,
                    MAP_PRIVATE | MAP_ANONYMOUS, -1, 0),
               kImagePage + kImageBlock) {}
+
+void ResumeScan::Begin() {
+  if (!memory_.ok()) return Fail(ENOMEM, "no memory to read the image");
+  Read(memory_.bytes().first(kImagePage), 0,
+       [self = shared_from_this()](size_t got) { self->OnHeader(got); });
+}
 
 void ResumeScan::Cancel() {
   cancelled_ = true;

@@ -37,14 +37,16 @@ class ResumeScan : public std::enable_shared_from_this<ResumeScan> {
     uint64_t start;  // of the image in the file
     uint64_t bytes;  // at most so many of it are looked at
   };
+  // `done` is called later, from the loop, once.
   static std::shared_ptr<ResumeScan> Start(EventLoop* loop, WorkerPool* workers, const Place& place,
                                            const ImageHeader& expected, Done done);
-  // `done` is called soon, with ECANCELED.
+  // `done` is called soon, with an error.
   void Cancel();
 
  private:
   ResumeScan(EventLoop* loop, WorkerPool* workers, const Place& place, const ImageHeader& expected,
              Done done);
+  void Begin();
   // Reads as many bytes as are there, at the position and `skip` bytes on.
   void Read(std::span<std::byte> to, uint64_t skip, std::function<void(size_t got)> then);
   void ReadMore(std::span<std::byte> to, uint64_t offset, size_t got,

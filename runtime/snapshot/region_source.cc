@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <utility>
+#include <vector>
 
 namespace hostmm {
 
@@ -18,14 +19,7 @@ RegionSource::RegionSource(const CowTables& cow, SnapshotSet* set, const LiveFil
       snapshot_(snapshot),
       earlier_(earlier) {
   set_->Hold(snapshot_);
-  if (earlier_ == nullptr) return;
-  set_->Hold(earlier_);
-  // What lies between two snapshots is over: later writes are copied for both of them.
-  cow_.ForEachChange(earlier_->mm, snapshot_->mm, [this](FilePage first, PageCount count) {
-    for (FilePage page = first; page < first + count; page = page + PageCount(1)) {
-      changed_[BlockFloor(page).value()].Set(static_cast<uint32_t>(IndexInBlock(page)));
-    }
-  });
+  if (earlier_ != nullptr) set_->Hold(earlier_);
 }
 
 RegionSource::~RegionSource() {
@@ -34,35 +28,51 @@ RegionSource::~RegionSource() {
   PreimageStore::Retire(std::move(store_), pool_);
 }
 
-bool RegionSource::HasPreimage(uint64_t block) const {
-  if (!snapshot_->lost.empty()) return false;
+uint64_t RegionSource::NextChanged(MmId earlier, MmId later, uint64_t from) const {
+  const auto run = cow_.NextChange(earlier, later, FirstPageOf(BlockIndex(from)));
+  return run.has_value() ? std::min(BlockFloor(run->first).value(), blocks()) : blocks();
+}
+
+template <class Fn>
+void RegionSource::ForEachChanged(MmId earlier, MmId later, uint64_t block, Fn fn) const {
   const FilePage first = FirstPageOf(BlockIndex(block));
-  for (uint64_t i = 0; i < kPagesPerBlock; ++i) {
-    if (cow_.Find(snapshot_->mm, first + PageCount(i)).from == CowTables::Page::From::kPreimage) {
-      return true;
+  const FilePage end = EndPageOf(BlockIndex(block));
+  FilePage at = first;
+  while (const auto run = cow_.NextChange(earlier, later, at)) {
+    at = run->first + run->count;
+    const FilePage stop = std::min(at, end);
+    for (FilePage page = run->first; page < stop; page = page + PageCount(1)) {
+      fn(static_cast<uint32_t>((page - first).value()));
     }
+    if (at >= end) return;
   }
-  return false;
 }
 
 std::optional<uint64_t> RegionSource::NextBlock(uint64_t from) {
+  // Its tables may have gone.
+  if (!snapshot_->lost.empty()) return std::nullopt;
+  uint64_t next = blocks();
   if (earlier_ != nullptr) {
-    const auto next = changed_.lower_bound(from);
-    return next == changed_.end() ? std::nullopt : std::optional<uint64_t>(next->first);
+    // The answer does not change: what lies between two snapshots is over, and later writes are
+    // copied for both of them.
+    next = NextChanged(earlier_->mm, snapshot_->mm, from);
+  } else {
+    const off_t data =
+        lseek(backing_->file().get(), static_cast<off_t>(from * kBlockSize), SEEK_DATA);
+    if (data >= 0) next = std::min(next, static_cast<uint64_t>(data) / kBlockSize);
+    // What has been removed from the live file since stands in the store alone.
+    if (next > from) next = std::min(next, NextChanged(snapshot_->mm, snapshot_->source, from));
   }
-  const off_t data =
-      lseek(backing_->file().get(), static_cast<off_t>(from * kBlockSize), SEEK_DATA);
-  const uint64_t next_data = data < 0 ? blocks() : static_cast<uint64_t>(data) / kBlockSize;
-  // What has been removed from the live file since stands in the store alone.
-  for (uint64_t block = from; block < std::min(next_data, blocks()); ++block) {
-    if (HasPreimage(block)) return block;
-  }
-  return next_data < blocks() ? std::optional<uint64_t>(next_data) : std::nullopt;
+  return next < blocks() ? std::optional<uint64_t>(next) : std::nullopt;
 }
 
 void RegionSource::ReadBlock(uint64_t block, std::byte* buffer, PageBitmap* pages,
                              std::function<void(int error)> done) {
-  if (earlier_ != nullptr) *pages = changed_[block];
+  if (earlier_ != nullptr) {
+    *pages = {};
+    ForEachChanged(earlier_->mm, snapshot_->mm, block,
+                   [pages](uint32_t page) { pages->Set(page); });
+  }
   auto error = std::make_shared<int>(0);
   pool_->Submit(
       [backing = backing_, error, block, buffer] {
@@ -82,10 +92,10 @@ void RegionSource::ReadPreimages(uint64_t block, std::byte* buffer,
   };
   auto patches = std::make_shared<Patches>();
   const FilePage first = FirstPageOf(BlockIndex(block));
-  for (uint64_t i = 0; i < kPagesPerBlock; ++i) {
+  ForEachChanged(snapshot_->mm, snapshot_->source, block, [&](uint32_t i) {
     const CowTables::Page page = cow_.Find(snapshot_->mm, first + PageCount(i));
     if (page.from == CowTables::Page::From::kPreimage) patches->pages.emplace_back(i, page.frame);
-  }
+  });
   if (patches->pages.empty()) return done(0);
   pool_->Submit(
       [store = store_, patches, buffer] {

@@ -12,12 +12,9 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
-#include <map>
 #include <memory>
 #include <optional>
 #include <string>
-#include <utility>
-#include <vector>
 
 #include "runtime/backing.h"
 #include "runtime/image/snapshot_source.h"
@@ -48,7 +45,12 @@ class RegionSource : public SnapshotSource {
  private:
   void ReadPreimages(uint64_t block, std::byte* buffer, const std::function<void(int)>& done);
   uint64_t blocks() const { return (length() + kBlockSize - 1) / kBlockSize; }
-  bool HasPreimage(uint64_t block) const;
+  // The first block, at or after `from`, of which `later` has a page otherwise than `earlier`; or
+  // blocks().
+  uint64_t NextChanged(MmId earlier, MmId later, uint64_t from) const;
+  // `fn(uint32_t index)` for those pages of the block.
+  template <class Fn>
+  void ForEachChanged(MmId earlier, MmId later, uint64_t block, Fn fn) const;
 
   const CowTables cow_;
   SnapshotSet* const set_;
@@ -57,7 +59,6 @@ class RegionSource : public SnapshotSource {
   WorkerPool* const pool_;
   TakenSnapshot* const snapshot_;
   TakenSnapshot* const earlier_;
-  std::map<uint64_t, PageBitmap> changed_;  // by block; with `earlier_`
 };
 
 }  // namespace hostmm

@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 #include <poll.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -22,15 +23,16 @@ constexpr uint64_t kBytes = kBlocks * kBlockSize;
 
 class RegionSourceTest : public testing::Test {
  protected:
-  RegionSourceTest()
-      : cow_(&segment_.tables),
+  explicit RegionSourceTest(uint64_t bytes = kBytes)
+      : bytes_(bytes),
+        cow_(&segment_.tables),
         loop_(*EventLoop::Create()),
         pool_(*WorkerPool::NewEventFd(), 1),
         set_(
             loop_.get(), [](TakenSnapshot*, const Packet&) {}, [](TakenSnapshot*) {}) {
     const FrameStore store = *FrameStore::Open(FrameKind::kBase);
-    UniqueFd file = *store.NewFile(kBytes);
-    const PageCount length(kBytes / kPageSize);
+    UniqueFd file = *store.NewFile(bytes_);
+    const PageCount length(bytes_ / kPageSize);
     auto backing = std::make_shared<const Backing>(
         *Backing::Create(FrameKind::kBase, std::move(file), length));
     mm_ = segment_.AddMm(length, FrameKind::kBase);
@@ -43,7 +45,7 @@ class RegionSourceTest : public testing::Test {
     EXPECT_EQ(cow_.Take(mm_, CowPolicy{}, &taken.mm), TableStatus::kOk);
     segment_.tables.PinMm(taken.mm);
     taken.source = mm_;
-    taken.length = kBytes;
+    taken.length = bytes_;
     TakenSnapshot* added = set_.Add(taken);
     set_.Hold(added);
     return added;
@@ -90,6 +92,7 @@ class RegionSourceTest : public testing::Test {
     return static_cast<char>(block[page * kPageSize + 100]);
   }
 
+  const uint64_t bytes_;
   TestSegment segment_;
   CowTables cow_;
   std::unique_ptr<EventLoop> loop_;
@@ -161,6 +164,70 @@ TEST_F(RegionSourceTest, ALostSnapshotIsNotRead) {
   Read(&source, 0, &pages, [&] { snapshot->lost = "for the test"; });
   EXPECT_EQ(error_, EIO);
   EXPECT_EQ(source.why_lost(), "for the test");
+}
+
+// The loop has no other turn meanwhile. A processor's time: others may have it as well.
+class LargeSourceTest : public RegionSourceTest {
+ protected:
+  static constexpr uint64_t kGib = uint64_t{1} << 30;
+  static constexpr int64_t kTurnMicroseconds = 50'000;
+
+  LargeSourceTest() : RegionSourceTest(300 * kGib) {}
+
+  template <class Fn>
+  static int64_t MicrosecondsOf(Fn fn) {
+    const int64_t start = Now();
+    fn();
+    return Now() - start;
+  }
+  // As first writes that copy nothing: frame numbers are all that the tables know.
+  void PrivatizeBlocks(uint64_t blocks) {
+    for (uint64_t block = 0; block < blocks; ++block) {
+      const FilePage first = FirstPageOf(BlockIndex(block));
+      uint32_t uses = 0;
+      ASSERT_EQ(
+          cow_.Privatize(mm_, first, PageCount(kPagesPerBlock), FrameNumber(first.value()), &uses),
+          TableStatus::kOk);
+    }
+  }
+
+ private:
+  static int64_t Now() {
+    timespec now = {};
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+    return now.tv_sec * 1'000'000 + now.tv_nsec / 1000;
+  }
+};
+
+TEST_F(LargeSourceTest, FindsTheEndOfAHoleInOneTurn) {
+  const uint64_t last = bytes_ / kBlockSize - 1;
+  TakenSnapshot* snapshot = Take();
+  RegionSource source(cow_, &set_, *live_, &pool_, snapshot, nullptr);
+  EXPECT_LT(MicrosecondsOf([&] { EXPECT_EQ(source.NextBlock(0), std::nullopt); }),
+            kTurnMicroseconds);
+  // In the store alone.
+  FirstWrite(last * kPagesPerBlock + 7, 'a');
+  ASSERT_EQ(ftruncate(live_->backing->file().get(), 0), 0);
+  ASSERT_EQ(ftruncate(live_->backing->file().get(), static_cast<off_t>(bytes_)), 0);
+  EXPECT_LT(MicrosecondsOf([&] { EXPECT_EQ(source.NextBlock(0), last); }), kTurnMicroseconds);
+}
+
+TEST_F(LargeSourceTest, BeginsAnIncrementOfMillionsOfPagesInOneTurn) {
+  constexpr uint64_t kWritten = 32 * kGib / kBlockSize;
+  TakenSnapshot* earlier = Take();
+  PrivatizeBlocks(kWritten);
+  TakenSnapshot* later = Take();
+  std::unique_ptr<RegionSource> source;
+  EXPECT_LT(MicrosecondsOf([&] {
+              source = std::make_unique<RegionSource>(cow_, &set_, *live_, &pool_, later, earlier);
+              EXPECT_EQ(source->NextBlock(0), 0u);
+            }),
+            kTurnMicroseconds);
+  EXPECT_LT(MicrosecondsOf([&] {
+              EXPECT_EQ(source->NextBlock(kWritten - 1), kWritten - 1);
+              EXPECT_EQ(source->NextBlock(kWritten), std::nullopt);
+            }),
+            kTurnMicroseconds);
 }
 
 }  // namespace

@@ -119,35 +119,44 @@ void Snapshots::DropCowFork(Guest& guest, GuestAddr va) {
   set_.UnholdNumber(dropped.number);
 }
 
+void Snapshots::DropCowForks(Guest& guest) {
+  std::vector<CowFork> dropped;
+  dropped.swap(guest.cow_forks);
+  for (const CowFork& fork : dropped) set_.UnholdNumber(fork.number);
+}
+
 // The asker holds its own lock until its fork is over: its agent cannot answer, and it zaps its
 // mapping itself, before the kForkIntent. Until then faults of the file wait, so that nothing is
 // copied before the moment of the snapshot.
 void Snapshots::ForkCow(Guest& guest, Packet& packet) {
-  const std::optional<Region> region = tables_->FindRegion(guest.id, GuestAddr(packet.message.va));
-  if (!region.has_value() || (region->flags & kCow) == 0) {
-    return Refuse(packet, EINVAL, "no private copy-on-write region is mapped there");
-  }
   const GuestAddr begin(packet.message.va);
   if (!FitsInGuest(begin, PagesFloor(packet.message.length))) {
     return Refuse(packet, EINVAL, "a bad range");
   }
-  const AddrRange range{begin, begin + PagesFloor(packet.message.length)};
   auto asker = std::make_shared<Asker>();
   asker->reply = std::move(packet.fds[0]);
   asker->uid = guest.uid;
-  ForkCowOf(guest.id, range, region->mm, asker);
+  ForkCowOf(guest.id, {begin, begin + PagesFloor(packet.message.length)}, asker);
 }
 
-void Snapshots::ForkCowOf(GuestId id, AddrRange range, MmId source,
-                          const std::shared_ptr<Asker>& asker) {
+// Once more, if it has to wait: the guest may have gone meanwhile, and nothing is held for it then.
+void Snapshots::ForkCowOf(GuestId id, AddrRange range, const std::shared_ptr<Asker>& asker) {
   Guest* guest = guests_->Find(id);
   if (guest == nullptr) return;
   const int reply = asker->reply.get();
+  const std::optional<Region> region = tables_->FindRegion(id, range.start);
+  if (!region.has_value() || (region->flags & kCow) == 0) {
+    return SayRefused(reply, EINVAL, "no private copy-on-write region is mapped there");
+  }
+  if (guest->cow_forks.size() >= size_t{protocol::kMaxCowForks}) {
+    return SayRefused(reply, ENOSPC, "too many regions for one fork");
+  }
+  const MmId source = region->mm;
   const LiveFile* open = live_.Find(source);
   if (open != nullptr && open->state == LiveFile::State::kFreezing) {
     const std::optional<CowFork> same = OpenCowFork(*guest, *open);
     if (!same.has_value()) {
-      return WaitForFreeze(source, *asker, [=, this] { ForkCowOf(id, range, source, asker); });
+      return WaitForFreeze(source, *asker, [=, this] { ForkCowOf(id, range, asker); });
     }
     // Another region of the same file, for the same fork.
     DropCowFork(*guest, range.start);
@@ -177,6 +186,9 @@ int Snapshots::StartCowFork(Guest& guest, AddrRange range, MmId source, const As
   if (!readable.ok()) return EMFILE;
   TakenSnapshot* taken = Record(source, asker.uid);
   if (taken == nullptr) return ENOSPC;
+  // Until its kForkIntent, even if it knows already that the file is frozen: all files of a fork
+  // are of one moment.
+  file->waiting.push_back(guest.id);
   // Later than this call only because of another process: then the child's view is no snapshot.
   auto answered = std::make_shared<bool>(false);
   auto error = std::make_shared<int>(0);
@@ -233,7 +245,7 @@ void Snapshots::AfterFork(Guest& parent, Guest* child) {
   } else {
     LoseForUnwatchedChild(parent.id);
   }
-  while (!parent.cow_forks.empty()) DropCowFork(parent, parent.cow_forks.front().va);
+  DropCowForks(parent);
 }
 
 // Of all that `guest` maps there is a child of it, or itself, that nobody watches.
@@ -265,17 +277,23 @@ Snapshots::Mapped Snapshots::MapCowViews(const Guest& parent, const Guest& child
     // Lost since it was taken for this fork.
     if (!source.valid()) return Mapped::kNo;
     std::vector<RegionSpec> specs;
+    bool is_one_file = true;
+    // What the guest counts as several regions may be one here.
     tables_->ForEachRegion(parent.id, [&](const Region& region) {
-      if (!(region.mm == source) || region.va < fork.va || region.va >= fork.end) return;
+      const GuestAddr start = std::max(region.va, fork.va);
+      const GuestAddr end = std::min(region.end(), fork.end);
+      if (start >= end) return;
+      is_one_file = is_one_file && region.mm == source;
       RegionSpec spec;
-      spec.va = region.va;
-      spec.length = PagesBetween(region.va, std::min(region.end(), fork.end));
+      spec.va = start;
+      spec.length = PagesBetween(start, end);
       spec.mm = fork.snapshot;
-      spec.file_page = region.file_page;
+      spec.file_page = region.PageAt(start);
       spec.access = region.access;
       spec.flags = kView | kViewWritable;
       specs.push_back(spec);
     });
+    if (!is_one_file) return Mapped::kNo;
     for (const RegionSpec& spec : specs) {
       if (tables_->MapRegion(child.id, spec) != TableStatus::kOk) return Mapped::kNo;
     }
@@ -371,7 +389,7 @@ void Snapshots::Abandon(const Guest& guest, MmId mm) {
 }
 
 void Snapshots::OnGone(Guest& guest) {
-  while (!guest.cow_forks.empty()) DropCowFork(guest, guest.cow_forks.front().va);
+  DropCowForks(guest);
   views_.OnGuestGone(guest.id);
   orders_.OnGuestGone(guest.id);
   freezer_.OnGuestGone(guest.id);

@@ -2,7 +2,6 @@
 
 #include <fcntl.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
 
 #include "runtime/sys_error.h"
 
@@ -15,10 +14,12 @@ constexpr int kPacketsPerTurn = 16;
 // Of one snapshot. Arbitrary; bounds the descriptors that its holders can have us hold.
 constexpr uint32_t kMaxHolds = 256;
 
-std::optional<std::pair<uint64_t, uint64_t>> InodeOf(int fd) {
-  struct stat info;
-  if (fstat(fd, &info) != 0 || !S_ISSOCK(info.st_mode)) return std::nullopt;
-  return std::pair<uint64_t, uint64_t>{info.st_dev, info.st_ino};
+// nullopt: no socket.
+std::optional<uint64_t> CookieOf(int fd) {
+  uint64_t cookie = 0;
+  socklen_t length = sizeof(cookie);
+  if (getsockopt(fd, SOL_SOCKET, SO_COOKIE, &cookie, &length) != 0) return std::nullopt;
+  return cookie;
 }
 
 }  // namespace
@@ -54,17 +55,17 @@ absl::StatusOr<UniqueFd> SnapshotSet::NewHandle(TakenSnapshot* snapshot) {
   handle->ours.fd.reset(pair[1]);
   handle->snapshot = snapshot->number;
   fcntl(pair[1], F_SETFL, O_NONBLOCK);
-  const std::optional<Inode> inode = InodeOf(theirs.get());
-  if (!inode.has_value()) return SysError("fstat(handle)");
-  handle->ours.watch = loop_->Watch(pair[1], [this, inode = *inode] { return OnHandle(inode); });
-  handles_[*inode] = std::move(handle);
+  const std::optional<uint64_t> cookie = CookieOf(theirs.get());
+  if (!cookie.has_value()) return SysError("SO_COOKIE");
+  handle->ours.watch = loop_->Watch(pair[1], [this, cookie = *cookie] { return OnHandle(cookie); });
+  handles_[*cookie] = std::move(handle);
   Hold(snapshot);
   return theirs;
 }
 
-EventLoop::Progress SnapshotSet::OnHandle(Inode inode) {
+EventLoop::Progress SnapshotSet::OnHandle(uint64_t cookie) {
   for (int turn = 0; turn < kPacketsPerTurn; ++turn) {
-    const auto it = handles_.find(inode);
+    const auto it = handles_.find(cookie);
     if (it == handles_.end()) return EventLoop::Progress::kDrained;
     TakenSnapshot* const snapshot = Find(it->second->snapshot);
     Packet packet;
@@ -89,9 +90,9 @@ TakenSnapshot* SnapshotSet::Find(uint64_t number) const {
 }
 
 TakenSnapshot* SnapshotSet::FindHandle(int fd) const {
-  const std::optional<Inode> inode = InodeOf(fd);
-  if (!inode.has_value()) return nullptr;
-  const auto it = handles_.find(*inode);
+  const std::optional<uint64_t> cookie = CookieOf(fd);
+  if (!cookie.has_value()) return nullptr;
+  const auto it = handles_.find(*cookie);
   return it == handles_.end() ? nullptr : Find(it->second->snapshot);
 }
 

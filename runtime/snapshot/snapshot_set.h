@@ -2,8 +2,9 @@
 // them.
 //
 // Handle:   one end of a socket pair; the other end is the pager's. Whoever has it may ask about
-//           the snapshot and map it; it is recognised by its inode when it comes back. When its
-//           last copy is closed, the pager's end says so.
+//           the snapshot and map it; it is recognised by its cookie (SO_COOKIE) when it comes back:
+//           all copies have it, and no other socket gets it, ever. When its last copy is closed,
+//           the pager's end says so.
 // Life:     a TakenSnapshot is here as long as it has a handle, a name or a hold. Its mm in the
 //           tables has a pin for just as long, and lives on with its views after that. A lost one
 //           has no mm.
@@ -73,21 +74,20 @@ class SnapshotSet {
   std::vector<TakenSnapshot*> OfSource(MmId source) const;
 
  private:
-  using Inode = std::pair<uint64_t, uint64_t>;
   struct Handle {
     WatchedFd ours;
     uint64_t snapshot = 0;
   };
 
   TakenSnapshot* Find(uint64_t number) const;
-  EventLoop::Progress OnHandle(Inode inode);
+  EventLoop::Progress OnHandle(uint64_t cookie);
 
   EventLoop* const loop_;
   const OnPacket on_packet_;
   const OnDropped on_dropped_;
   uint64_t next_ = 1;
   std::map<uint64_t, std::unique_ptr<TakenSnapshot>> snapshots_;
-  absl::flat_hash_map<Inode, std::unique_ptr<Handle>> handles_;
+  absl::flat_hash_map<uint64_t, std::unique_ptr<Handle>> handles_;  // by cookie
 };
 
 }  // namespace hostmm

@@ -13,6 +13,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
+#include "runtime/file_quota.h"
 #include "runtime/image/image_writer.h"
 #include "runtime/snapshot/answers.h"
 #include "runtime/snapshot/region_source.h"
@@ -165,7 +166,7 @@ void Snapshots::OnFrozen(MmId source, const std::shared_ptr<Asker>& asker, int e
 const char* Snapshots::WhyNotFrozen(int error) {
   switch (error) {
     case 0:
-      return "the pager's tables are full";
+      return "the pager's tables are full, or this user's share of them";
     case EAGAIN:
       return "a process left hostmm, or removed memory, meanwhile";
     case ETIMEDOUT:
@@ -175,11 +176,13 @@ const char* Snapshots::WhyNotFrozen(int error) {
   }
 }
 
-// Enters a snapshot into the tables. With one hold, which is the caller's. nullptr: they are full.
+// Enters a snapshot into the tables. With one hold, which is the caller's. nullptr: they are full,
+// or the user has his share of them.
 TakenSnapshot* Snapshots::Record(MmId source, uid_t uid) {
   LiveFile* file = live_.Find(source);
   MmId made;
-  if (cow_.Take(source, terms_.policy, &made) != TableStatus::kOk) return nullptr;
+  if (!HasRoomForFile(*tables_, uid)) return nullptr;
+  if (cow_.Take(source, terms_.policy, &made, uid) != TableStatus::kOk) return nullptr;
   tables_->PinMm(made);
   ++file->snapshots;
   TakenSnapshot snapshot;

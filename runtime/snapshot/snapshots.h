@@ -173,12 +173,13 @@ class Snapshots {
   Mapped MapCowViews(const Guest& parent, const Guest& child);
   void Disown(const Guest& child);
   void LoseForUnwatchedChild(GuestId guest);
-  void ForkCowOf(GuestId id, AddrRange range, MmId source, const std::shared_ptr<Asker>& asker);
+  void ForkCowOf(GuestId id, AddrRange range, const std::shared_ptr<Asker>& asker);
   int StartCowFork(Guest& guest, AddrRange range, MmId source, const Asker& asker);
   void AnswerCowFork(Guest& guest, AddrRange range, const TakenSnapshot& taken, int reply,
                      const UniqueFd& file);
   std::optional<CowFork> OpenCowFork(const Guest& guest, const LiveFile& file) const;
   void DropCowFork(Guest& guest, GuestAddr va);
+  void DropCowForks(Guest& guest);
   bool MapsFile(GuestId guest, MmId mm) const;
   void RemoveNext(const std::shared_ptr<Removal>& removal);
   void Punch(MmId mm, FilePage first, PageCount count);

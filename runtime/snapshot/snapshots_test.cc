@@ -18,6 +18,7 @@
 #include <utility>
 #include <vector>
 
+#include "runtime/file_quota.h"
 #include "runtime/snapshot/snapshots_fixture.h"
 #include "runtime/uapi_compat.h"
 #include "tests/testing/scoped_mapping.h"
@@ -266,6 +267,32 @@ TEST_F(SnapshotsTest, AMapperWithoutAnAgentLosesThem) {
   const Message info = AskHandle(handle, NewPacket(Kind::kSnapshotInfo), loop_.get());
   EXPECT_EQ(info.value[1], uint64_t{EIO});
   EXPECT_NE(std::string(info.text).find("agent"), std::string::npos) << info.text;
+}
+
+// It must not use up the share of whoever made the region, or more than its own.
+TEST_F(SnapshotsTest, ASnapshotIsOfWhoeverTookIt) {
+  constexpr uid_t kOther = 1234;
+  const Window window = NewWindow();
+  window.guest->uid = kOther;
+  const UniqueFd handle = TakeOne(window);
+  uint32_t files = 0;
+  segment_.tables.ForEachMm([&](const MmInfo& info) { files += info.owner_uid == kOther ? 1 : 0; });
+  EXPECT_EQ(files, 1u);
+
+  std::vector<MmId> others;
+  for (; files < kFilesPerUser; ++files) {
+    ASSERT_EQ(segment_.tables.CreateMm({.length = PageCount(1), .owner_uid = kOther},
+                                       &others.emplace_back()),
+              TableStatus::kOk);
+    segment_.tables.PinMm(others.back());
+  }
+  const std::optional<Message> refused = AnswerOn(AskForSnapshot(window));
+  ASSERT_TRUE(refused.has_value());
+  EXPECT_EQ(refused->value[1], uint64_t{ENOSPC});
+  window.guest->uid = 0;
+  TakeOne(window);
+  ReleasedMms released;
+  for (const MmId mm : others) segment_.tables.UnpinMm(mm, &released);
 }
 
 TEST_F(SnapshotsTest, OneProcessHasSoManyRemovalsOpen) {

@@ -66,7 +66,7 @@ TEST(TerminalTest, CtrlCReachesTheCommandOnceAndLeavesNothing) {
   EXPECT_THAT(seen, ::testing::HasSubstr("got=1"));
   EXPECT_THAT(seen, ::testing::Not(::testing::HasSubstr("got=2")));
   EXPECT_EQ(WEXITSTATUS(status), 6);
-  EXPECT_TRUE(hostmm.NothingLeft());
+  EXPECT_TRUE(Eventually([&] { return hostmm.NothingLeft(); }));
 }
 
 }  // namespace

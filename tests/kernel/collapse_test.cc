@@ -1,6 +1,8 @@
 // MADV_COLLAPSE on files that others made: what can become huge after the fact, and what refuses
 // (fact F10).
 
+#include "tests/testing/collapse.h"
+
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <signal.h>
@@ -26,9 +28,6 @@ namespace hostmm::test {
 namespace {
 
 constexpr int64_t kBlockKib = kBlock >> 10;
-
-// 0 or errno.
-int Collapse(char* block) { return madvise(block, kBlock, kMadvCollapse) == 0 ? 0 : errno; }
 
 // An unnamed file on /dev/shm, as programs make it with shm_open.
 ScopedFd DevShmFile(size_t bytes) {

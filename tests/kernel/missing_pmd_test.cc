@@ -86,7 +86,7 @@ TEST_F(MissingPmdTest, PopulatedBlocksNeedNoEventAndNoSplit) {
   ASSERT_EQ(madvise(pager_.data(), pager_.size(), MADV_POPULATE_WRITE), 0);
   Touch touch(&uffd_, [this] { ReadEvery(guest_.data(), guest_.size(), kPage); });
   ASSERT_TRUE(touch.Finished());
-  EXPECT_LE(touch.minor_faults(), int64_t{kBlocks} + 2);  // + 2: the stack of the thread
+  EXPECT_LE(touch.minor_faults(), int64_t{kBlocks} + kStrayFaults);
   EXPECT_TRUE(uffd_.Quiet());
   const auto vma = ReadVma(0, guest_.data());
   ASSERT_TRUE(vma.has_value());

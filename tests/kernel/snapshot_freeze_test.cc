@@ -14,6 +14,7 @@
 
 #include "tests/kernel/frozen_file.h"
 #include "tests/testing/child.h"
+#include "tests/testing/collapse.h"
 #include "tests/testing/scoped_fd.h"
 #include "tests/testing/scoped_mapping.h"
 #include "tests/testing/skip.h"
@@ -416,7 +417,7 @@ TEST_P(SnapshotCollapseTest, TheGuestCannotCollapseItsSmallFrames) {
 // were protected markers stay: the next read is an event, too.
 TEST_P(SnapshotCollapseTest, ThePagersCollapseKeepsItFrozen) {
   FillSmallAndFreeze();
-  ASSERT_EQ(madvise(pager_.block(1), kBlock, kMadvCollapse), 0) << strerror(errno);
+  ASSERT_EQ(Collapse(pager_.block(1)), 0);
   EXPECT_GE(PmdMappedKib(pager_.data()), static_cast<int64_t>(kBlock >> 10));
   ExpectStillFrozen();
 }

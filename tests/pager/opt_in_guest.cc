@@ -107,6 +107,7 @@ void OptInGuest::Run() {
     epoll_event event;
     if (epoll_wait(epoll_.get(), &event, 1, -1) != 1) continue;
     if (event.data.fd == stop_.get()) return;
+    ++woken_;
     if (event.data.fd == guest_.channel()) {
       Packet packet;
       const ReceiveResult got = ReceivePacket(guest_.channel(), &packet);

@@ -47,6 +47,8 @@ class OptInGuest {
   int Protect(uint64_t offset, uint64_t bytes, int prot);
   char* data() const { return reinterpret_cast<char*>(region_.data()); }
   uint64_t carried_out() const { return carried_out_; }
+  // How often its agent was, by a packet or the bell.
+  uint64_t woken() const { return woken_; }
 
  private:
   void Run();
@@ -66,6 +68,7 @@ class OptInGuest {
   uint32_t slot_ = 0;
   uint64_t last_ = 0;
   std::atomic<uint64_t> carried_out_ = 0;
+  std::atomic<uint64_t> woken_ = 0;
   ScopedFd epoll_;
   ScopedFd stop_;
   std::thread agent_;

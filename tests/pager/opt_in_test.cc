@@ -8,10 +8,13 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cerrno>
 #include <chrono>
 #include <cstring>
+#include <filesystem>
+#include <fstream>
 #include <memory>
 #include <string>
 #include <thread>
@@ -92,6 +95,18 @@ int WriterLife(const std::string& socket, int file, Scoreboard* board, size_t nu
   return 0;
 }
 
+// How long all threads of a process have run.
+int64_t RunTimeNs(pid_t pid) {
+  int64_t sum = 0;
+  for (const auto& task :
+       std::filesystem::directory_iterator("/proc/" + std::to_string(pid) + "/task")) {
+    int64_t ran = 0;
+    std::ifstream(task.path() / "schedstat") >> ran;
+    sum += ran;
+  }
+  return sum;
+}
+
 TEST_F(OptInProcessTest, NobodyWritesAfterItHasReturnedAndAllDoAfterItIsAllowed) {
   constexpr size_t kWriters = 4;
   constexpr int kRounds = 50;
@@ -163,11 +178,11 @@ TEST_F(OptInProcessTest, WhoNeverDoesItFailsItAfterEightSeconds) {
   int ends[2];
   ASSERT_EQ(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends), 0);
   const ScopedFd near(ends[0]);
+  const auto start = std::chrono::steady_clock::now();
   {
     const ScopedFd far(ends[1]);
     ASSERT_TRUE(guest.raw().Send(ask, {far.get()}));
   }
-  const auto start = std::chrono::steady_clock::now();
   Packet answer;
   ASSERT_TRUE(PollUntil(Deadline(std::chrono::seconds(15)), [&] {
     return ReceivePacket(near.get(), &answer) == ReceiveResult::kPacket;
@@ -184,14 +199,14 @@ TEST_F(OptInProcessTest, GuestsThatDoNotMapItAreNotWoken) {
     mappers.push_back(std::make_unique<OptInGuest>(pager_.socket_path(), Manner::kHonest));
     ASSERT_TRUE(mappers.back()->Map(file_.get(), kBytes, kReadWrite));
   }
-  const auto time = [&] {
-    const auto start = std::chrono::steady_clock::now();
+  const auto pager_time = [&] {
+    const int64_t start = RunTimeNs(pager_.pid());
     for (int i = 0; i < 100; ++i) {
       EXPECT_EQ(mappers[0]->Protect(0, kBytes, i % 2 == 0 ? PROT_READ : kReadWrite), 0);
     }
-    return std::chrono::steady_clock::now() - start;
+    return RunTimeNs(pager_.pid()) - start;
   };
-  const auto alone = time();
+  const int64_t alone = pager_time();
   std::vector<std::unique_ptr<OptInGuest>> others;
   const ScopedFd another(memfd_create("another", MFD_CLOEXEC));
   ASSERT_EQ(ftruncate(another.get(), kBytes), 0);
@@ -202,10 +217,19 @@ TEST_F(OptInProcessTest, GuestsThatDoNotMapItAreNotWoken) {
       ASSERT_TRUE(others.back()->Map(another.get(), kBytes, kReadWrite));
     }
   }
-  const auto crowded = time();
-  for (const auto& other : others) EXPECT_EQ(other->carried_out(), 0u);
+  // The least of some: a stall of the machine may count as time that the pager ran.
+  const int64_t crowded = std::min({pager_time(), pager_time(), pager_time()});
+  uint64_t woken = 0;
+  for (const auto& other : others) {
+    EXPECT_EQ(other->carried_out(), 0u);
+    woken += other->woken();
+  }
+  // Those that map a file, once, by the packet with its board, and now and then one that is late
+  // with that. Each of 300 calls would wake all.
+  EXPECT_LT(woken, others.size());
   // A generous bound: the benchmark measures, this only finds a walk over all of them.
-  EXPECT_LT(crowded, 3 * alone + std::chrono::milliseconds(50));
+  constexpr int64_t kSlackNs = 20'000'000;
+  EXPECT_LT(crowded, 3 * alone + kSlackNs);
 }
 
 // The pager's own named file, by two users.

@@ -11,7 +11,9 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <filesystem>
+#include <thread>
 #include <utility>
 
 #include "runtime/mapping.h"
@@ -133,13 +135,19 @@ std::optional<Census> PagerChild::Take() const {
 }
 
 bool PagerChild::BecomesEmpty(int descriptors) const {
-  // More than the pager's own patience with guests that do not attach, 10 s.
-  constexpr std::chrono::seconds kPatience(15);
-  return PollUntil(Deadline(kPatience), [&] {
+  // Several times the pager's own patience with guests that do not attach, which is 10 s of ticks.
+  const Deadline deadline(std::chrono::seconds(40));
+  const auto is_empty = [&] {
     const std::optional<Census> census = Take();
     return census.has_value() && census->empty() && census->problems.empty() &&
            OpenDescriptors() <= descriptors;
-  });
+  };
+  while (!is_empty()) {
+    if (deadline.expired()) return is_empty();
+    // A look is work for the pager, which must get on meanwhile.
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  }
+  return true;
 }
 
 }  // namespace hostmm::test

@@ -24,7 +24,7 @@ namespace {
 
 // For every wait inside a program; the test's own deadline is longer, so that the line that names
 // the condition comes first.
-constexpr auto kPatience = std::chrono::seconds(20);
+constexpr auto kPatience = std::chrono::seconds(50);
 
 struct NamedCase {
   const char* name;

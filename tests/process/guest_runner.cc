@@ -27,7 +27,8 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 // For every wait; longer than the patience of the guest programs, which name what they waited for.
-constexpr auto kDeadline = std::chrono::seconds(40);
+// Both only find hangs.
+constexpr auto kDeadline = std::chrono::seconds(120);
 
 // Survives EndAllChildren: the pager serves the next case too.
 pid_t g_spared = -1;

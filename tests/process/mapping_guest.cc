@@ -341,11 +341,12 @@ void MapInHandler(int) {
 
 HOSTMM_CASE(MappingInASignalHandler) {
   signal(SIGALRM, MapInHandler);
-  const itimerval often = {{0, 1000}, {0, 1000}};
-  const itimerval never = {};
-  setitimer(ITIMER_REAL, &often, nullptr);
   int wrong = 0;
   const bool enough = Eventually([&wrong] {
+    // One signal for each round: with a period that is shorter than the handler, which a busy
+    // machine makes of any, nothing else would run. At another moment in each.
+    const itimerval once = {{0, 0}, {0, 1 + 7 * g_handled % 200}};
+    setitimer(ITIMER_REAL, &once, nullptr);
     char* at = MapShared(kManagedBytes);
     if (at == MAP_FAILED) {
       ++wrong;
@@ -355,6 +356,7 @@ HOSTMM_CASE(MappingInASignalHandler) {
     }
     return g_handled >= 50;
   });
+  const itimerval never = {};
   setitimer(ITIMER_REAL, &never, nullptr);
   Say("handled enough %d, wrong %d in the handler, %d outside", enough, g_wrong.load(), wrong);
   ExpectAttached();

@@ -2,7 +2,7 @@
 // reader asks the pager all the time, and in the end the tables are sound and nothing is left.
 //
 // Usage: races_test HOSTMM LIBRARY RACE_GUEST FRAMES
-// HOSTMM_RACE_SECONDS: how long each case lasts (3).
+// HOSTMM_RACE_SECONDS: how long each case lasts (2).
 #include <atomic>
 #include <cstdlib>
 #include <memory>
@@ -111,9 +111,8 @@ TEST_F(RacesTest, NobodyWritesWhatIsForbiddenWhileOthersAreKilled) {
 // next pager serves newcomers.
 TEST_F(RacesTest, PagerIsKilledInAnOperation) {
   for (const char* source : {"source=memfd", "source=anonymous"}) {
-    Program program(
-        {Built::guest, "--peer", "violation", "touches=1000000000", "seconds=4", source},
-        pager_->GuestEnvironment());
+    Program program({Built::guest, "--peer", "violation", "until=violation", "seconds=30", source},
+                    pager_->GuestEnvironment());
     ASSERT_TRUE(Eventually([&] { return pager_->Stat("operations") > 100; }));
     pager_->Kill();
     const Ended ended = program.Finish();

@@ -8,6 +8,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <chrono>
 #include <cstdio>
@@ -162,6 +163,26 @@ void Control(Scene* scene, const SharedFile& file, uint32_t self, uint32_t contr
   }
 }
 
+// When a storm has seen what it is for.
+class Goal {
+ public:
+  Goal(const Scene& scene, const StormOptions& options) : scene_(scene), options_(options) {}
+
+  bool IsReached() {
+    if (options_.until == StormOptions::Until::kTouches) {
+      return scene_.judged() >= options_.touches;
+    }
+    if (scene_.tally.violations == 0) return false;
+    end_ = std::min(end_, Clock::now() + std::chrono::seconds(1));
+    return Clock::now() >= end_;
+  }
+
+ private:
+  const Scene& scene_;
+  const StormOptions& options_;
+  Clock::time_point end_ = Clock::time_point::max();
+};
+
 void EndChildren(std::vector<pid_t>* children) {
   for (const pid_t child : *children) {
     if (const int status = WaitFor(child); status != 0 && status != 128 + SIGKILL) {
@@ -233,7 +254,7 @@ Scene* RunStorm(const StormOptions& options) {
   for (uint32_t i = 0; i < options.probers; ++i) probers.push_back(prober());
   const auto until = Clock::now() + std::chrono::seconds(options.seconds);
   uint64_t random = options.seed + 5;
-  while (scene->judged() < options.touches && Clock::now() < until) {
+  for (Goal goal(*scene, options); !goal.IsReached() && Clock::now() < until;) {
     // Also how often somebody is killed: seldom enough that the others get something done.
     std::this_thread::sleep_for(std::chrono::milliseconds(30));
     if (options.kill == StormOptions::Kill::kNobody) continue;

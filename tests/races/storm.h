@@ -4,7 +4,8 @@
 // change its protection for all; every touch is judged (verdict.h).
 //
 // Flow:     Storm starts probers and controllers as children of this process, kills and replaces
-//           probers if asked to, ends when enough touches are judged or the time is over.
+//           probers if asked to, ends when enough touches are judged (or a
+//           violation was seen, if asked to) or the time is over.
 // Owner:    RunStorm ends all its processes; the file has no name (a named region is unlinked).
 // Units:    touches; seconds. Threads: one. Errors: MUST; what is wrong is counted in Scene::tally.
 #ifndef HOSTMM_TESTS_RACES_STORM_H_
@@ -50,9 +51,11 @@ class SharedFile {
 struct StormOptions {
   Source source = Source::kMemfd;
   uint64_t touches = 200'000;
-  uint32_t seconds = 20;  // at most
-  uint32_t probers = 8;   // each with at most one forked child
-  uint32_t calm = 50;     // touches of a prober between two changes of its own
+  uint32_t seconds = 60;  // at most; far more than the touches take
+  // kViolation: a second after the first one, whatever the number of touches.
+  enum class Until { kTouches, kViolation } until = Until::kTouches;
+  uint32_t probers = 8;  // each with at most one forked child
+  uint32_t calm = 50;    // touches of a prober between two changes of its own
   enum class Kill { kNobody, kProbers } kill = Kill::kNobody;
   Wrong wrong = Wrong::kNothing;
   uint64_t seed = 1;

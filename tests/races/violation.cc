@@ -1,8 +1,8 @@
 // Whether anybody could write what was forbidden, or could not what was allowed:
 //   race_guest --peer violation [touches=N] [seconds=N] [source=memfd|named|anonymous]
-//              [kill=probers] [wrong=own|early] [seed=N]
+//              [until=violation] [kill=probers] [wrong=own|early] [seed=N]
 // Ends with 0 if nobody could and N touches were judged, with 1 if somebody could, with 2 if fewer
-// were judged, with 3 if a call failed.
+// were judged, with 3 if a call failed. until=violation: a second after somebody could.
 #include <cstdlib>
 #include <string>
 
@@ -24,6 +24,8 @@ bool Set(const std::string& word, StormOptions* options) {
     options->touches = strtoull(value.c_str(), nullptr, 10);
   } else if (Take(word, "seconds", &value)) {
     options->seconds = static_cast<uint32_t>(strtoul(value.c_str(), nullptr, 10));
+  } else if (Take(word, "until", &value)) {
+    options->until = StormOptions::Until::kViolation;
   } else if (Take(word, "seed", &value)) {
     options->seed = strtoull(value.c_str(), nullptr, 10);
   } else if (Take(word, "source", &value)) {

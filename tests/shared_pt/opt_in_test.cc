@@ -64,11 +64,13 @@ class OptInTest : public testing::TestWithParam<std::string> {
     if (pool_ != nullptr && !pool_->ok()) {
       GTEST_SKIP() << "vm.nr_overcommit_hugepages cannot be raised: needs root";
     }
+    if (pool_ == nullptr) why_not_huge_ = WhyNoHugeTmpfs();
   }
 
   Environment GuestEnvironment() const {
     Environment environment = {{"HOSTMM_TEST_PROGRAM", Built::hostmm},
-                               {"HOSTMM_TEST_FRAMES", g_terms.frames}};
+                               {"HOSTMM_TEST_FRAMES", g_terms.frames},
+                               {"HOSTMM_TEST_WHY_NOT_HUGE", why_not_huge_}};
     if (g_terms.way == "preload") {
       for (const auto& variable : pager_->GuestEnvironment()) environment.push_back(variable);
     } else {
@@ -79,6 +81,8 @@ class OptInTest : public testing::TestWithParam<std::string> {
 
   static inline std::unique_ptr<SysctlGuard> pool_;
   static inline std::unique_ptr<ServicePager> pager_;
+  // Why the pager's memory may not become huge now; for the cases that wait for that.
+  std::string why_not_huge_;
 };
 
 TEST_P(OptInTest, DoesWhatTheTableSays) {

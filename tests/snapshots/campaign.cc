@@ -28,6 +28,7 @@ constexpr int kTicketsOfALife = 400;
 
 struct Shared {
   Tickets tickets;
+  std::atomic<size_t> begun = 0;  // writers
   std::atomic<bool> stop = false;
 };
 
@@ -65,6 +66,7 @@ class Writers {
   [[noreturn]] void Run(const CampaignTerms& terms, char* at, size_t number) const {
     // A campaign that gives up leaves nobody behind.
     prctl(PR_SET_PDEATHSIG, SIGKILL);
+    ++shared_->begun;
     std::minstd_rand random(static_cast<unsigned>(terms.seed * 100 + number));
     const bool stays = terms.writers == CampaignTerms::Writers::kStay;
     const auto write = [&](int count) {
@@ -109,7 +111,8 @@ class Campaign {
   CampaignResult Run() {
     Writers writers(terms_, live_, shared_);
     const Tickets::Counts none = {};
-    MUST(Eventually([&] { return shared_->tickets.Written() != none; }));
+    MUST(Eventually(
+        [&] { return shared_->begun == terms_.processes && shared_->tickets.Written() != none; }));
     while (result_.taken < terms_.snapshots) {
       AwaitSomeTickets();
       Take();
@@ -118,6 +121,7 @@ class Campaign {
       while (kept_.size() > keep) JudgeAndDrop();
     }
     while (!kept_.empty()) JudgeAndDrop();
+    if (result_.refused > result_.taken / 10) Violation("%zu were refused", result_.refused);
     if (!writers.Stop()) Violation("a writer did not end well");
     const Tickets::Counts end = shared_->tickets.Written();
     const char* wrong = shared_->tickets.Judge(live_.at(), end, end, Tickets::Halves::kWhole);
@@ -152,7 +156,9 @@ class Campaign {
     const bool between = terms_.moment == CampaignTerms::Moment::kBetween;
     if (between) shared_->tickets.LockAll();
     kept.least = shared_->tickets.Written();
-    kept.snapshot = std::make_unique<Snapshot>(live_.at());
+    kept.snapshot = terms_.writers == CampaignTerms::Writers::kComeAndGo
+                        ? std::make_unique<Snapshot>(live_.at(), &result_.refused)
+                        : std::make_unique<Snapshot>(live_.at());
     kept.most = shared_->tickets.Written();
     if (between) shared_->tickets.UnlockAll();
     ++result_.taken;

@@ -25,6 +25,8 @@ struct CampaignTerms {
 struct CampaignResult {
   size_t taken = 0;
   size_t violations = 0;
+  // Before they were taken: a child was too slow. More than a tenth are a violation.
+  size_t refused = 0;
   uint64_t tickets = 0;  // written meanwhile
 };
 

@@ -13,7 +13,7 @@ using Terms = CampaignTerms;
 void WantNoViolation(const Terms& terms) {
   const CampaignResult result = RunCampaign(terms);
   Want(result.violations == 0 && result.taken == terms.snapshots,
-       "%zu snapshots, %llu tickets, %zu violations", result.taken,
+       "%zu snapshots, %zu refused, %llu tickets, %zu violations", result.taken, result.refused,
        static_cast<unsigned long long>(result.tickets), result.violations);
 }
 

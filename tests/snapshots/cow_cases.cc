@@ -3,8 +3,10 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <atomic>
+#include <cerrno>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -183,6 +185,96 @@ HOSTMM_CASE(SeveralRegions) {
        "the parent has its own");
 }
 
+// The library counts as parts what the pager has as one again.
+void ForkWantsOneMoment(const Cow& cow, const char* what) {
+  cow.WantManaged();
+  Stamp(cow.at(), cow.bytes(), 1);
+  Partner child;
+  Stamp(cow.at(), cow.bytes(), 2);
+  const int64_t seen =
+      child.Do([at = cow.at(), bytes = cow.bytes()] { return IsStamped(at, bytes, 1) ? 1 : 0; });
+  Want(seen == 1, "%s and back, the child has what was there", what);
+}
+
+HOSTMM_CASE(ProtectionIsSetAndSetBack) {
+  const Cow cow;
+  const size_t half = cow.bytes() / 2;
+  MUST(hostmm_mprotect(cow.at() + half, half, PROT_READ) == 0);
+  MUST(hostmm_mprotect(cow.at() + half, half, kReadWrite) == 0);
+  ForkWantsOneMoment(cow, "protected");
+}
+
+HOSTMM_CASE(AdviceIsGivenAndTakenBack) {
+  const Cow cow;
+  const size_t half = cow.bytes() / 2;
+  MUST(hostmm_madvise(cow.at() + half, half, MADV_DONTFORK) == 0);
+  MUST(hostmm_madvise(cow.at() + half, half, MADV_DOFORK) == 0);
+  ForkWantsOneMoment(cow, "advised");
+}
+
+// A thread writes 1, 2, 3, ... to the first of many regions and then to the last one: a child that
+// has n in the last one has n or n + 1 in the first one. While another child lives: then nobody has
+// to be frozen anew.
+// More parts than hostmm keeps: the hole that would make one too many is refused, and none of them
+// is shared with a child.
+HOSTMM_CASE(ManyHoles) {
+  constexpr size_t kHoles = 300;
+  const Cow cow;
+  Stamp(cow.at(), cow.bytes(), 1);
+  size_t cut = 0;
+  // Two pages apart, or two blocks of hugetlb.
+  const size_t step = 2 * Unit();
+  const size_t most = std::min(kHoles, cow.bytes() / step - 1);
+  while (cut < most && munmap(cow.at() + cut * step + Unit(), Unit()) == 0) ++cut;
+  Want(cut == most || errno == ENOMEM, "%zu holes: %s", cut, ErrnoName(errno));
+  Want(OnHugetlb() || cut < most, "the table is full");
+  Partner child;
+  const auto write = [](char* at, size_t bytes, size_t step, uint64_t seed) {
+    for (size_t i = 0; i < bytes; i += step) Stamp(at + i, Unit(), seed);
+  };
+  write(cow.at(), cow.bytes(), step, 2);
+  const int64_t wrong = child.Do([at = cow.at(), bytes = cow.bytes(), step] {
+    int64_t count = 0;
+    for (size_t i = 0; i < bytes; i += step) count += IsStamped(at + i, Unit(), 1) ? 0 : 1;
+    return count;
+  });
+  Want(wrong == 0, "%d parts of the child are the parent's", static_cast<int>(wrong));
+}
+
+HOSTMM_CASE(SeveralRegionsAreOfOneMoment) {
+  constexpr size_t kRegions = 14;
+  constexpr int kForks = 100;
+  std::array<std::unique_ptr<Cow>, kRegions> regions;
+  for (std::unique_ptr<Cow>& region : regions) {
+    region = std::make_unique<Cow>(kManagedBytes);
+    region->WantManaged();
+  }
+  const auto word = [&](size_t i) {
+    return reinterpret_cast<std::atomic<uint64_t>*>(regions[i]->at());
+  };
+  for (size_t i = 0; i < kRegions; ++i) *word(i) = 0;
+  const Partner elder;
+  std::atomic<bool> stop = false;
+  std::thread writer([&] {
+    for (uint64_t n = 1; !stop; ++n) {
+      *word(0) = n;
+      *word(kRegions - 1) = n;
+    }
+  });
+  int wrong = 0;
+  for (int i = 0; i < kForks; ++i) {
+    const int ended = InChild([&] {
+      const uint64_t first = *word(0);
+      const uint64_t last = *word(kRegions - 1);
+      return first == last || first == last + 1 ? 0 : 1;
+    });
+    if (ended != 0) ++wrong;
+  }
+  stop = true;
+  writer.join();
+  Want(wrong == 0, "%d of %d children saw what was never", wrong, kForks);
+}
+
 HOSTMM_CASE(ChildOutlivesItsParent) {
   const Cow* cow = nullptr;
   struct Result {
@@ -294,7 +386,7 @@ HOSTMM_CASE(ChildIsKilled) {
   const Cow cow;
   for (uint64_t round = 1; round <= 10; ++round) {
     Stamp(cow.at(), cow.bytes(), round);
-    Partner child;
+    Partner child(Partner::Begun::kMaybe);
     child.Start([at = cow.at(), bytes = cow.bytes()] {
       for (;;) Stamp(at, bytes, 77);
       return 0;

@@ -66,10 +66,11 @@ HOSTMM_CASE(ForksWithoutEnd) {
     forkers[i].Start([shared, at = live.at(), i] { return ForkUntilStopped(shared, at, i); });
   }
   size_t bad = 0;
+  size_t refused = 0;
   const uint64_t first = shared->forks;
   for (size_t i = 0; i < snapshots; ++i) {
     const Tickets::Counts least = shared->tickets.Written();
-    const Snapshot snapshot(live.at());
+    const Snapshot snapshot(live.at(), &refused);
     const Tickets::Counts most = shared->tickets.Written();
     const View view(snapshot);
     // At least one that begins now also ends.
@@ -87,6 +88,7 @@ HOSTMM_CASE(ForksWithoutEnd) {
   shared->stop = true;
   for (const Partner& forker : forkers) forker.Await();
   Want(bad == 0, "%zu of %zu snapshots are not what they should be", bad, snapshots);
+  Want(refused <= snapshots / 10, "%zu were refused before they were taken", refused);
   Want(forks >= snapshots, "%llu forks meanwhile", static_cast<unsigned long long>(forks));
   Want(shared->wrong == 0 && shared->failed == 0, "children: %llu saw what never was, %llu failed",
        static_cast<unsigned long long>(shared->wrong.load()),

@@ -290,7 +290,7 @@ HOSTMM_CASE(ForkOfCopyOnWriteMemoryMayNotZap) {
   if (!RefuseZaps()) return Skip("no seccomp filters");
   const size_t half = kLiveBytes / 2;
   for (uint64_t round = 1; round <= 3; ++round) {
-    Partner child;
+    Partner child(Partner::Begun::kMaybe);
     Stamp(at, half, round + 1);
     const int64_t right = child.Do([at, half, round] {
       const bool was = IsStamped(at, 2 * half, round);

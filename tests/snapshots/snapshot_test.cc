@@ -4,7 +4,7 @@
 // Usage: snapshot_test HOSTMM LIBRARY GUEST FRAMES KINDS
 //        FRAMES: of the pager; KINDS: how regions are mapped, with commas
 // A case whose name begins with "Pager" kills the pager. One whose name ends with "OutOfMemory"
-// gets a pager with 1 MiB for copies.
+// gets a pager with 1 MiB for copies. One that ends with "Huge" is about huge frames.
 #include <cstdlib>
 #include <memory>
 #include <sstream>
@@ -22,6 +22,8 @@ namespace {
 
 // Pages of 2 MiB that the cases need at most at one time: regions, and private copies in views.
 constexpr int64_t kHugetlbPages = 256;
+// Of a case that says so. It takes a machine that stands still for a moment to miss one. Arbitrary.
+constexpr int kMostAgain = 4;
 
 std::string g_frames;
 std::vector<std::string> g_kinds;
@@ -46,13 +48,19 @@ class SnapshotTest : public testing::TestWithParam<std::tuple<std::string, std::
     if (pool_ != nullptr && !pool_->ok()) {
       GTEST_SKIP() << "vm.nr_overcommit_hugepages cannot be raised: needs root";
     }
+    if (g_frames == "huge" && name().ends_with("Huge")) HOSTMM_SKIP_IF(WhyNoHugeTmpfs());
+    StartPager();
+  }
+  void TearDown() override { pager_.reset(); }
+
+  void StartPager() {
     std::vector<std::string> options = {"--frames", g_frames};
     if (name().ends_with("OutOfMemory")) {
       options.insert(options.end(), {"--snapshot-memory", "1M"});
     }
     pager_ = std::make_unique<ServicePager>(options);
   }
-  void TearDown() override { pager_.reset(); }
+  Ended RunCase() const { return RunToEnd({Built::guest, name()}, GuestEnvironment()); }
 
   const std::string& name() const { return std::get<0>(GetParam()); }
   const std::string& kind() const { return std::get<1>(GetParam()); }
@@ -75,8 +83,13 @@ class SnapshotTest : public testing::TestWithParam<std::tuple<std::string, std::
 };
 
 TEST_P(SnapshotTest, IsAsWanted) {
-  const Ended ended = RunToEnd({Built::guest, name()}, GuestEnvironment());
+  Ended ended = RunCase();
+  for (int i = 0; i < kMostAgain && ended.out.find("#again") != std::string::npos; ++i) {
+    StartPager();
+    ended = RunCase();
+  }
   EXPECT_EQ(ended.status, 0);
+  EXPECT_EQ(ended.out.find("#again"), std::string::npos);
   EXPECT_EQ(ended.out.find("#BAD"), std::string::npos);
   const size_t skip = ended.out.find("#skip ");
   if (skip != std::string::npos && !HasFailure()) GTEST_SKIP() << ended.out.substr(skip + 6);

@@ -277,7 +277,7 @@ HOSTMM_CASE(LastHolderIsAnotherProcess) {
 }
 
 // What is mapped natively after the last snapshot, with one entry for 2 MiB again.
-HOSTMM_CASE(MemoryIsHugeAgain) {
+HOSTMM_CASE(AfterwardsMemoryIsHuge) {
   if (!OnHuge()) return Skip("needs huge frames");
   Live live;
   Stamp(live.at(), live.bytes(), 1);

@@ -20,7 +20,9 @@ namespace hostmm::test {
 namespace {
 
 // Longer than any wait of a partner, shorter than the test's own deadline.
-constexpr int kPatienceMs = 30'000;
+constexpr int kPatienceMs = 60'000;
+// Of one snapshot beside somebody who forks. Each may take a second. Arbitrary.
+constexpr int kMostTries = 8;
 
 std::string_view Term(const char* name) {
   const char* value = getenv(name);
@@ -66,6 +68,8 @@ void WantErrno(long result, int error, const char* call) {
 
 void Skip(const char* why) { Say("#skip %s", why); }
 
+void Again(const char* why) { Say("#again %s", why); }
+
 void Attach() {
   static bool attached = false;
   if (attached) return;
@@ -104,7 +108,18 @@ Live::~Live() {
 
 void Live::Protect(int prot) const { MUST(hostmm_mprotect(at_, bytes_, prot) == 0); }
 
-Snapshot::Snapshot(const void* at) : handle_(hostmm_snapshot(at)) {
+Snapshot::Snapshot(const void* at) : handle_(hostmm_snapshot(at)) { MustBeThere(); }
+
+Snapshot::Snapshot(const void* at, size_t* refused) {
+  for (int i = 0; i < kMostTries; ++i) {
+    handle_ = hostmm_snapshot(at);
+    if (handle_ >= 0 || errno != EAGAIN) break;
+    ++*refused;
+  }
+  MustBeThere();
+}
+
+void Snapshot::MustBeThere() const {
   if (handle_ < 0) Say("#BAD hostmm_snapshot: %s: %s", ErrnoName(errno), hostmm_error());
   MUST(handle_ >= 0);
 }
@@ -189,21 +204,27 @@ bool IsTracked(const void* at) {
 
 bool IsNative(const void* at) { return !IsTracked(at); }
 
-Partner::Partner() {
+Partner::Partner(Begun begun) {
   int ends[2];
   MUST(socketpair(AF_UNIX, SOCK_SEQPACKET, 0, ends) == 0);
   pid_ = fork();
   MUST(pid_ >= 0);
   if (pid_ == 0) {
     close(ends[0]);
-    Serve(ends[1]);
+    Serve(ends[1], begun);
   }
   close(ends[1]);
   socket_ = ends[0];
+  if (begun == Begun::kYes) Await();
 }
 
-void Partner::Serve(int socket) {
+void Partner::Answer(int socket, int64_t result) {
+  MUST(send(socket, &result, sizeof(result), MSG_NOSIGNAL) == sizeof(result));
+}
+
+void Partner::Serve(int socket, Begun begun) {
   prctl(PR_SET_PDEATHSIG, SIGKILL);
+  if (begun == Begun::kYes) Answer(socket, 0);
   for (;;) {
     Job job = {};
     if (recv(socket, &job, sizeof(job), 0) != sizeof(job)) _exit(0);
@@ -224,7 +245,7 @@ void Partner::Serve(int socket) {
       memcpy(&fd, CMSG_DATA(CMSG_FIRSTHDR(&message)), sizeof(fd));
       result = fd;
     }
-    MUST(send(socket, &result, sizeof(result), MSG_NOSIGNAL) == sizeof(result));
+    Answer(socket, result);
   }
 }
 

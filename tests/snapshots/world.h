@@ -7,7 +7,8 @@
 //           HOSTMM_TEST_KIND of the environment: the pager, what its frames are, and how the region
 //           is mapped.
 // Unit:     what is copied at once: 4 KiB, or 2 MiB on hugetlb frames.
-// Output:   Want writes '#ok' or '#BAD' lines; the test wants at least one and no '#BAD'.
+// Output:   Want writes '#ok' or '#BAD' lines; the test wants at least one and no '#BAD'. After an
+//           '#again' line it runs the case once more.
 // Threads:  the case's one, unless a function says otherwise.
 #ifndef HOSTMM_TESTS_SNAPSHOTS_WORLD_H_
 #define HOSTMM_TESTS_SNAPSHOTS_WORLD_H_
@@ -51,6 +52,8 @@ bool Want(bool condition, const char* format, ...) __attribute__((format(printf,
 // `call` is to fail with `error`.
 void WantErrno(long result, int error, const char* call);
 void Skip(const char* why);
+// The moment that the case is about was missed: it is to run once more, with a new pager.
+void Again(const char* why);
 
 // Memory that several processes count in, too small for hostmm to manage.
 template <class T>
@@ -91,6 +94,9 @@ class Snapshot {
  public:
   // Takes one; MUST succeed.
   explicit Snapshot(const void* at);
+  // The same beside somebody who forks: a child that gets no processor for most of a second makes
+  // it EAGAIN. That is counted in *refused, and asked again.
+  Snapshot(const void* at, size_t* refused);
   ~Snapshot() { Drop(); }
   Snapshot(const Snapshot&) = delete;
   Snapshot& operator=(const Snapshot&) = delete;
@@ -102,6 +108,8 @@ class Snapshot {
   std::string Condition() const;
 
  private:
+  void MustBeThere() const;
+
   int handle_ = -1;
 };
 
@@ -141,7 +149,9 @@ bool IsTracked(const void* at);
 // Another process, forked when the object is made, that runs what it is given.
 class Partner {
  public:
-  Partner();
+  // A child that has not begun may hold up a snapshot, or make it EAGAIN.
+  enum class Begun { kYes, kMaybe };
+  explicit Partner(Begun begun = Begun::kYes);
   // kill -9, and reaps.
   ~Partner() { Kill(); }
   Partner(const Partner&) = delete;
@@ -188,7 +198,8 @@ class Partner {
   };
 
   void Send(const Job& job) const;
-  [[noreturn]] static void Serve(int socket);
+  [[noreturn]] static void Serve(int socket, Begun begun);
+  static void Answer(int socket, int64_t result);
 
   pid_t pid_ = -1;
   int socket_ = -1;

@@ -32,12 +32,13 @@ class Deadline {
   Clock::time_point end_;
 };
 
-// A wake that is missing shows after this. A hundred times what a fault through another process
-// takes on a busy 2-core machine, short enough that a broken test run is not a long one.
-inline constexpr std::chrono::milliseconds kWakeDeadline(1000);
+// A wake that is missing shows after this. It takes microseconds; but a thread may be kept from a
+// processor for a second now and then. Not for a wake that is to be missing.
+inline constexpr std::chrono::milliseconds kWakeDeadline(10000);
 
-// For steps that must come but may wait for a loaded machine (fork, exit of a child).
-inline constexpr std::chrono::milliseconds kStepDeadline(10000);
+// For steps that must come but may wait for a loaded machine (fork, exit of a child): several of
+// the above.
+inline constexpr std::chrono::milliseconds kStepDeadline(30000);
 
 // For events that must NOT come: long enough for a queued event to show, no longer.
 inline constexpr std::chrono::milliseconds kQuietTime(50);

@@ -9,6 +9,7 @@
 #ifndef HOSTMM_TESTS_TESTING_SKIP_H_
 #define HOSTMM_TESTS_TESTING_SKIP_H_
 
+#include <cstddef>
 #include <cstdint>
 #include <string>
 
@@ -24,7 +25,9 @@ namespace hostmm::test {
 std::string WhyNoRoot();
 // `features`: UFFD_FEATURE_* that the test depends on.
 std::string WhyNoUserfaultfd(uint64_t features = 0);
-std::string WhyNoHugeTmpfs();
+// `blocks`: huge frames that must be there at once. Tried out; memory is compacted first if need be
+// and if the caller may. The default is arbitrary: more than any test takes.
+std::string WhyNoHugeTmpfs(size_t blocks = 64);
 std::string WhyNoCollapse();
 // `gib`: memory that must be available, beyond what others use now.
 std::string WhyNoMemory(int64_t gib);

@@ -48,6 +48,10 @@ int64_t MeminfoKib(std::string_view key);
 // Minor faults of the calling thread so far.
 int64_t MinorFaultsOfThisThread();
 
+// Those that a thread takes at most for its own code and stack, which the kernel may have taken
+// away. Only for tests whose wrong answers are hundreds.
+inline constexpr int64_t kStrayFaults = 16;
+
 }  // namespace hostmm::test
 
 #endif  // HOSTMM_TESTS_TESTING_SMAPS_H_

@@ -17,9 +17,11 @@ std::function<void()> Access(char* at, Touch::Kind kind) {
 
 }  // namespace
 
-Touch::Touch(TestUffd* uffd, char* at, Kind kind) : Touch(uffd, Access(at, kind)) {}
+Touch::Touch(TestUffd* uffd, char* at, Kind kind, std::chrono::milliseconds patience)
+    : Touch(uffd, Access(at, kind), patience) {}
 
-Touch::Touch(TestUffd* uffd, std::function<void()> work) : uffd_(uffd) {
+Touch::Touch(TestUffd* uffd, std::function<void()> work, std::chrono::milliseconds patience)
+    : uffd_(uffd), patience_(patience) {
   thread_ = std::thread([this, work = std::move(work)] {
     const int64_t before = MinorFaultsOfThisThread();
     work();
@@ -29,7 +31,7 @@ Touch::Touch(TestUffd* uffd, std::function<void()> work) : uffd_(uffd) {
 }
 
 Touch::~Touch() {
-  if (StillWaiting() && !Finished()) {
+  if (StillWaiting() && !Finished(patience_)) {
     uffd_->Close();
     if (!Finished()) {
       fprintf(stderr, "a touch is asleep even though its userfaultfd is closed: giving up\n");

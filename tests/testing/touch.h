@@ -28,9 +28,11 @@ class Touch {
  public:
   enum class Kind { kRead, kWrite };
 
-  Touch(TestUffd* uffd, char* at, Kind kind);
+  // `patience`: how long the destructor waits for the access to end by itself.
+  Touch(TestUffd* uffd, char* at, Kind kind, std::chrono::milliseconds patience = kWakeDeadline);
   // Any other blocking work, for example a system call that touches the memory.
-  Touch(TestUffd* uffd, std::function<void()> work);
+  Touch(TestUffd* uffd, std::function<void()> work,
+        std::chrono::milliseconds patience = kWakeDeadline);
   ~Touch();
   Touch(const Touch&) = delete;
   Touch& operator=(const Touch&) = delete;
@@ -44,6 +46,7 @@ class Touch {
 
  private:
   TestUffd* uffd_;
+  std::chrono::milliseconds patience_;
   std::atomic<bool> done_ = false;
   int64_t minor_faults_ = 0;
   std::thread thread_;

@@ -16,7 +16,7 @@ namespace {
 
 using std::chrono::milliseconds;
 
-// Well below kWakeDeadline: the tests below wait for it to pass.
+// The test below waits for it to pass, twice.
 constexpr milliseconds kShort(50);
 
 class TouchTest : public ::testing::Test {
@@ -37,7 +37,7 @@ class TouchTest : public ::testing::Test {
 
 TEST_F(TouchTest, MissedWakeIsSeenAndTheThreadIsFreed) {
   {
-    Touch touch(&uffd_, view_.data(), Touch::Kind::kRead);
+    Touch touch(&uffd_, view_.data(), Touch::Kind::kRead, kShort);
     ASSERT_TRUE(uffd_.WaitFault().has_value());
     EXPECT_FALSE(touch.Finished(kShort));
     EXPECT_TRUE(touch.StillWaiting());
