@@ -20,7 +20,8 @@
 //           so does a guest that is still in the kernel's MADV_REMOVE (Guest::punches).
 // Numbers:  each kFreeze has one of its own. An answer counts if it is to the last one that the
 //           guest was sent, and no kThaw was sent after that.
-// Again:    a guest on hugetlb that knows already is write-protected, told and not waited for.
+// Again:    a guest on hugetlb that knows already is write-protected, told and not waited for; but
+//           one that asks for a fork of its own memory is, until its kForkIntent.
 // Holding:  with kFreeze each agent gets a duplicate of its userfaultfd and the read end of the
 //           life pipe.
 // Threads:  the loop thread.
