@@ -21,6 +21,7 @@
 #include "absl/container/flat_hash_map.h"
 #include "runtime/event_loop.h"
 #include "runtime/unique_fd.h"
+#include "vmm/region.h"
 #include "vmm/units.h"
 
 namespace hostmm {
@@ -84,11 +85,11 @@ struct Guest {
   uint32_t packets = 0;
   // The files that it maps opt-in: those whose boards its agent watches, or is to watch.
   std::vector<WatchedBoard> boards;
-  // It is removing memory (between its kMayPunch and its kPunch): what goes with that no snapshot
-  // that is taken meanwhile would have.
-  bool punches = false;
-  // Its kRemove that have not been answered.
-  uint32_t open_removals = 0;
+  // It is removing this memory (between its kMayPunch and its kPunch): what goes with that no
+  // snapshot that is taken meanwhile would have.
+  std::optional<AddrRange> punches;
+  // Its kRemove that have not been answered; they share it, and may live longer.
+  std::shared_ptr<uint32_t> open_removals = std::make_shared<uint32_t>(0);
   // Its kForAll that have not been answered.
   uint32_t open_for_all = 0;
   std::vector<ToldFrozen> frozen;  // runtime/snapshot/freezer.h

@@ -135,8 +135,9 @@ int hostmm_shm_unlink(const char* name);
  * seen in the snapshot. ENOMEM: hostmm manages nothing at addr. ENOTSUP: the file is not one of the
  * pager's, addr is in a view, there is no userfaultfd, or a process maps it that cannot be frozen
  * or has left hostmm (hostmm_error names it), or the kernel is older than 6.4. ENOSPC: the pager's
- * tables are full. EAGAIN: a process left hostmm meanwhile or is held up in MADV_REMOVE, one that
- * was just forked does not go on, or too many snapshots are being taken. ENOTCONN. */
+ * tables are full, or the caller's user has three quarters of them. EAGAIN: a process left hostmm
+ * meanwhile or is held up in MADV_REMOVE, one that was just forked does not go on, or too many
+ * snapshots are being taken. ENOTCONN. */
 int hostmm_snapshot(const void* addr);
 
 struct hostmm_snapshot_info {

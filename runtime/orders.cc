@@ -27,23 +27,30 @@ void Orders::OnDone(Guest& guest, const protocol::Message& answer) {
 }
 
 void Orders::Queue(Guest& guest, const protocol::Message& order, Done done) {
-  queued_[guest.id.slot].push_back({order, std::move(done)});
+  queued_[guest.id.slot].orders.push_back({order, std::move(done)});
   SendQueued(guest);
 }
 
 size_t Orders::QueuedFor(const Guest& guest) const {
   const auto it = queued_.find(guest.id.slot);
-  return it == queued_.end() ? 0 : it->second.size();
+  return it == queued_.end() ? 0 : it->second.orders.size();
+}
+
+uint32_t Orders::TicksWithoutProgress(const Guest& guest) const {
+  const auto it = queued_.find(guest.id.slot);
+  return it == queued_.end() ? 0 : it->second.ticks;
 }
 
 // One at a time: the answer sends the next.
 void Orders::SendQueued(Guest& guest) {
   const auto it = queued_.find(guest.id.slot);
   if (it == queued_.end()) return;
-  Queued& first = it->second.front();
+  Waiting& waiting = it->second;
+  const Queued& first = waiting.orders.front();
   if (Send(guest, first.order, first.done) != SendResult::kSent) return;
-  it->second.pop_front();
-  if (it->second.empty()) queued_.erase(it);
+  waiting.ticks = 0;
+  waiting.orders.pop_front();
+  if (waiting.orders.empty()) queued_.erase(it);
 }
 
 void Orders::OnGuestGone(GuestId guest) {
@@ -53,6 +60,7 @@ void Orders::OnGuestGone(GuestId guest) {
 
 void Orders::Tick(const GuestSet& guests) {
   if (queued_.empty()) return;
+  for (auto& [slot, waiting] : queued_) ++waiting.ticks;
   guests.ForEach([this](Guest& guest) { SendQueued(guest); });
 }
 

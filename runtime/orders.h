@@ -28,12 +28,14 @@ class Orders {
   SendResult Send(Guest& guest, protocol::Message order, Done done);
   // Sends it now, or behind those that are open or queued. As Send otherwise.
   void Queue(Guest& guest, const protocol::Message& order, Done done);
-  // Orders that wait for the guest's answers to others.
+  // Orders that wait for the guest's answers to others, and for how many ticks none of them could
+  // be sent.
   size_t QueuedFor(const Guest& guest) const;
+  uint32_t TicksWithoutProgress(const Guest& guest) const;
   // An answer came. One that was not asked for is ignored.
   void OnDone(Guest& guest, const protocol::Message& answer);
   void OnGuestGone(GuestId guest);
-  // Sends what is queued and could not be sent.
+  // Sends what is queued and could not be sent. Four times a second.
   void Tick(const GuestSet& guests);
 
  private:
@@ -41,11 +43,15 @@ class Orders {
     protocol::Message order;
     Done done;
   };
+  struct Waiting {
+    std::deque<Queued> orders;  // never empty
+    uint32_t ticks = 0;         // since the last one of them was sent
+  };
   void SendQueued(Guest& guest);
 
   uint32_t next_ = 1;
-  absl::flat_hash_map<uint32_t, Done> open_;                  // by slot
-  absl::flat_hash_map<uint32_t, std::deque<Queued>> queued_;  // by slot; no empty ones
+  absl::flat_hash_map<uint32_t, Done> open_;       // by slot
+  absl::flat_hash_map<uint32_t, Waiting> queued_;  // by slot
 };
 
 }  // namespace hostmm

@@ -277,14 +277,17 @@ Message Session::MayPunch(Guest& guest, const Message& ask) const {
     answer.value[1] = EBUSY;
     return answer;
   }
-  guest.punches = true;
+  const GuestAddr begin(ask.va);
+  if (FitsInGuest(begin, PagesFloor(ask.length))) {
+    guest.punches = {begin, begin + PagesFloor(ask.length)};
+  }
   return Answer(Status::kOk);
 }
 
 void Session::Punch(Guest& guest, const Message& note) {
   // Begun before a freeze that is open now, if at all: that waits for it.
-  const bool allowed = guest.punches;
-  guest.punches = false;
+  const bool allowed = guest.punches.has_value();
+  guest.punches.reset();
   for (const Region& part : mappings_.PartsIn(guest, note.va, note.length)) {
     // Done by itself, though it is frozen: nobody has copied what was there.
     if (!allowed && snapshots_->IsFrozen(part.mm)) {

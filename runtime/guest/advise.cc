@@ -11,7 +11,9 @@
 // All else is the kernel's.
 #include <errno.h>
 #include <sys/mman.h>
+#include <time.h>
 
+#include "runtime/guest/channel.h"
 #include "runtime/guest/client.h"
 #include "runtime/guest/client_state.h"
 #include "runtime/guest/cow.h"
@@ -29,6 +31,12 @@ using protocol::Message;
 // What the pager is asked to remove at once: it copies it first. Arbitrary: far below what takes as
 // long as a pager that is gone.
 constexpr uint64_t kRemoveBytes = uint64_t{64} << 20;
+// What the kernel is asked to remove at once: no snapshot of it is taken meanwhile. Arbitrary.
+constexpr uint64_t kNativeBytes = uint64_t{1} << 30;
+
+// When the pager takes no more: for a minute, as long as its other late answers.
+constexpr int kMostTries = 12'000;
+constexpr timespec kBetweenTries = {0, 5'000'000};
 
 // A part of a range that is all of one kind.
 struct Part {
@@ -58,8 +66,12 @@ long RemoveFrozen(uint64_t va, uint64_t end) {
   for (; va < end; va += kRemoveBytes) {
     const uint64_t bytes = end - va < kRemoveBytes ? end - va : kRemoveBytes;
     Message answer;
-    const long removed =
-        AskLate(RangeMessage(Kind::kRemove, va, bytes), nullptr, 0, &answer, nullptr);
+    long removed = -EAGAIN;
+    // The pager takes so many at a time of one process.
+    for (int tries = 0; removed == -EAGAIN && tries < kMostTries; ++tries) {
+      if (tries > 0) raw::Call(SYS_nanosleep, &kBetweenTries, nullptr);
+      removed = AskLate(RangeMessage(Kind::kRemove, va, bytes), nullptr, 0, &answer, nullptr);
+    }
     if (removed != 0) return removed;
   }
   return 0;
@@ -78,22 +90,34 @@ bool HasOwnFramesIn(uint64_t va, uint64_t end) {
   return false;
 }
 
-// MADV_REMOVE by the kernel, if the pager agrees: from its question on no snapshot is taken until
-// the pager has heard that it is done. An agent that cannot say that it has frozen anything,
-// because this call has the lock, is not waited for for ever.
+// Whether the kernel may remove it; then no snapshot is taken until the pager has heard that it is
+// done. Without a descriptor for the answer it may: the pager, which hears the question, makes lost
+// what has missed it. REQUIRES: the lock, and that the range is whole pages.
+bool MayRemoveLocked(uint64_t addr, uint64_t bytes) {
+  if (!EnsureAttachedLocked()) return true;
+  const Message ask = RangeMessage(Kind::kMayPunch, addr, bytes);
+  const int reply_fd = SendQuestion(g_client.channel, ask, nullptr, 0);
+  if (reply_fd == -EMFILE || reply_fd == -ENFILE) {
+    NoteLocked(ask);
+    return true;
+  }
+  Message answer = {};
+  Reply got = Reply::kGone;
+  if (reply_fd >= 0) {
+    got = AwaitReply(reply_fd, kAnswerMilliseconds, &answer, nullptr);
+    raw::Call(SYS_close, reply_fd);
+  }
+  if (got == Reply::kHere) return answer.status != protocol::Status::kFailed;
+  GoOffLocked("the pager is gone or does not answer");
+  return true;
+}
+
 long RemoveNatively(uint64_t addr, uint64_t bytes) {
   GuestLockHolder hold(g_client.lock);
   const uint64_t whole = RoundUp(bytes, kPage);
-  const bool asks =
-      CurrentPhase() == Phase::kAttached && addr % kPage == 0 && HasOwnFramesIn(addr, addr + whole);
-  if (asks) {
-    Message answer = {};
-    AskLocked(RangeMessage(Kind::kMayPunch, addr, whole), nullptr, 0, &answer, nullptr);
-    // Otherwise without a pager that would take one.
-    if (CurrentPhase() == Phase::kAttached && answer.status == protocol::Status::kFailed) {
-      return kFrozenNow;
-    }
-  }
+  const bool asks = g_client.uffd_source != UffdSource::kNone && addr % kPage == 0 &&
+                    HasOwnFramesIn(addr, addr + whole);
+  if (asks && !MayRemoveLocked(addr, whole)) return kFrozenNow;
   const long result = raw::Call(SYS_madvise, addr, bytes, MADV_REMOVE);
   if (result == 0 || asks) NoteLocked(RangeMessage(Kind::kPunch, addr, result == 0 ? whole : 0));
   return result;
@@ -144,8 +168,16 @@ bool DropsContent(int advice) {
 
 // MADV_REMOVE of what is not frozen, or was not when the caller looked.
 long RemovePart(uint64_t va, uint64_t end) {
-  const long result = AdviseNatively(va, end - va, MADV_REMOVE);
-  return result == kFrozenNow ? RemoveFrozen(va, end) : result;
+  long first_error = 0;
+  for (; va < end; va += kNativeBytes) {
+    const uint64_t bytes = end - va < kNativeBytes ? end - va : kNativeBytes;
+    long result = AdviseNatively(va, bytes, MADV_REMOVE);
+    if (result == kFrozenNow) result = RemoveFrozen(va, va + bytes);
+    // As in AdvisePlain.
+    if (result != 0 && result != -ENOMEM) return result;
+    if (first_error == 0) first_error = result;
+  }
+  return first_error;
 }
 
 long AdvisePart(uint64_t va, const Part& part, int advice) {
@@ -179,7 +211,9 @@ long AdvisePart(uint64_t va, const Part& part, int advice) {
 long AdvisePlain(uint64_t addr, uint64_t bytes, int advice) {
   const uint64_t end = addr + RoundUp(bytes, kPage);
   const bool special = advice == MADV_REMOVE || advice == MADV_DOFORK || DropsContent(advice);
-  if (!special || !g_client.regions.HasTracked() || addr % kPage != 0 || end <= addr) {
+  const bool removes_much = advice == MADV_REMOVE && bytes > kNativeBytes;
+  const bool plain = !special || (!g_client.regions.HasTracked() && !removes_much);
+  if (plain || addr % kPage != 0 || end <= addr) {
     const long result = AdviseNatively(addr, bytes, advice);
     if (result != kFrozenNow) return result;
   }

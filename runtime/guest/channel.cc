@@ -182,7 +182,7 @@ int SendQuestion(const GuardedFd& channel, const protocol::Message& message, con
   const long reply_fd = Question(fds, fd_count, [&](const int* all, int count) -> long {
     return Send(channel, message, all, count) == Io::kOk ? 0 : -EPIPE;
   });
-  return raw::Failed(reply_fd) ? -1 : static_cast<int>(reply_fd);
+  return static_cast<int>(reply_fd);
 }
 
 long SendQuestionOn(int socket, const protocol::Message& message, const int* fds, int fd_count) {

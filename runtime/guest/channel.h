@@ -64,8 +64,8 @@ Io Ask(const GuardedFd& channel, const protocol::Message& message, const int* fd
        protocol::Message* answer, int* received);
 
 // The two halves of Ask, for an answer that comes late and is waited for without the client's lock.
-// SendQuestion RETURNS the reply socket, which the caller closes, or -1. AwaitReply: kTimedOut: no
-// answer came in time, but nobody has gone.
+// SendQuestion RETURNS the reply socket, which the caller closes, or -errno. AwaitReply: kTimedOut:
+// no answer came in time, but nobody has gone.
 enum class Reply { kHere, kTimedOut, kGone };
 int SendQuestion(const GuardedFd& channel, const protocol::Message& message, const int* fds,
                  int fd_count);

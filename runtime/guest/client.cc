@@ -133,17 +133,6 @@ int WhyNotProtectLocked(uint64_t addr, uint64_t end, int prot) {
   return 0;
 }
 
-// What munmap, and mmap over it, refuse of copy-on-write memory: a hole makes two parts of it, and
-// one that nobody knows of would be shared with a child. RETURNS an errno or 0.
-int WhyNotCutLocked(uint64_t addr, uint64_t end) {
-  if (!g_client.regions.HasTracked() || g_client.regions.HasRoom()) return 0;
-  for (size_t i = 0; i < g_client.regions.size(); ++i) {
-    const Region& region = g_client.regions[i];
-    if (IsCow(region) && region.va < addr && end < region.va + region.bytes) return ENOMEM;
-  }
-  return 0;
-}
-
 }  // namespace
 
 Message RangeMessage(Kind kind, uint64_t va, uint64_t bytes) {
@@ -151,6 +140,16 @@ Message RangeMessage(Kind kind, uint64_t va, uint64_t bytes) {
   message.va = va;
   message.length = bytes;
   return message;
+}
+
+int WhyNotCutLocked(uint64_t addr, uint64_t end) {
+  if (addr >= end || !g_client.regions.HasTracked() || g_client.regions.HasRoom()) return 0;
+  for (size_t i = 0; i < g_client.regions.size(); ++i) {
+    const Region& region = g_client.regions[i];
+    const bool cuts = region.va < addr && end < region.va + region.bytes;
+    if (cuts && (IsCow(region) || IsCowView(region))) return ENOMEM;
+  }
+  return 0;
 }
 
 void ForgetLocked(uint64_t va, uint64_t bytes) {
@@ -231,6 +230,7 @@ long MapShmemFile(uint64_t addr, uint64_t bytes, int prot, int flags, int fd, ui
   if (CurrentPhase() == Phase::kOff) return kPlain;
   bytes = RoundUp(bytes, kPage);
   GuestLockHolder hold(g_client.lock);
+  if (const int error = WhyNotCutLocked(addr, addr + bytes); error != 0) return -error;
   uint64_t va = addr;
   int fixed = flags;
   if (addr == 0) {

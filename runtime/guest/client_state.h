@@ -86,6 +86,11 @@ int ErrnoOf(const protocol::Message& answer);
 
 protocol::Message RangeMessage(protocol::Kind kind, uint64_t va, uint64_t bytes);
 
+// REQUIRES: the lock. What a system call that unmaps [addr, end) must refuse of copy-on-write
+// memory: a hole makes two parts of it, and one that nobody knows of would be shared with a child.
+// RETURNS an errno or 0.
+int WhyNotCutLocked(uint64_t addr, uint64_t end);
+
 // REQUIRES: the lock. Forgets [va, va + bytes) here and tells the pager, because the kernel has
 // just unmapped it.
 void ForgetLocked(uint64_t va, uint64_t bytes);

@@ -214,6 +214,13 @@ long Remap(uint64_t old_addr, uint64_t old_bytes, uint64_t new_bytes, int flags,
   window.offset = source.offset + (old_addr - source.va);
   window.bytes = new_whole;
 
+  // What goes, and what is replaced.
+  const uint64_t stays = (flags & MREMAP_FIXED) != 0 ? 0 : new_whole;
+  int cut = WhyNotCutLocked(old_addr + stays, old_addr + old_whole);
+  if (cut == 0 && (flags & MREMAP_FIXED) != 0)
+    cut = WhyNotCutLocked(new_addr, new_addr + new_whole);
+  if (!odd && cut != 0) return -cut;
+
   Move move = {old_addr, old_bytes, new_bytes, flags, new_addr};
   long own = 0;
   if (!odd && g_client.regions.HasTracked() && RemapOwnLocked(move, &own)) return own;

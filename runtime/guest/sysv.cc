@@ -29,6 +29,7 @@ long AttachSysV(int shmid, uint64_t addr, int flags) {
   const uint64_t bytes = RoundUp(SegmentBytes(shmid), kPage);
   if (bytes < protocol::kMinRegionBytes) return kPlain;
   GuestLockHolder hold(g_client.lock);
+  if (const int error = WhyNotCutLocked(addr, addr + bytes); error != 0) return -error;
   uint64_t va = addr;
   if (addr == 0) {
     va = Reserve(bytes, kBlock, 0);

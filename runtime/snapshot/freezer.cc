@@ -93,6 +93,13 @@ std::string Freezer::WhyNot(MmId mm) const {
   return why;
 }
 
+bool Freezer::Punches(const Guest& guest, MmId mm) const {
+  if (!guest.punches.has_value()) return false;
+  return std::ranges::any_of(RegionsOf(guest.id, mm), [&](const Region& region) {
+    return region.va < guest.punches->end && guest.punches->start < region.end();
+  });
+}
+
 int Freezer::Register(const Guest& guest, MmId mm) const {
   int error = 0;
   for (const Region& region : RegionsOf(guest.id, mm)) {
@@ -358,12 +365,12 @@ void Freezer::EndForTheLate(LiveFile* file) {
 
 int Freezer::FreezeLate(Guest& guest, const LiveFile& file) {
   if (guest.pid == 0) return ETIMEDOUT;
-  if (guest.punches) return EAGAIN;
+  if (Punches(guest, file.mm)) return EAGAIN;
   if (const int error = Register(guest, file.mm); error != 0) return error;
-  // Its agent reads it before it hears of the pager's end, and holds its writers then.
+  // Its agent reads it before it hears of the pager's end, and holds its writers then. Only one
+  // that has been stopped for long has no room for it.
   const ToldFrozen* told = RecordOf(guest, file.mm);
-  const bool knows_of_this = told != nullptr && told->order != 0;
-  if (!knows_of_this && Tell(guest, file) == Told::kNo) return EAGAIN;
+  if (told == nullptr || told->order == 0) Tell(guest, file);
   return WriteProtect(guest, file.mm);
 }
 

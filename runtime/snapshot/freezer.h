@@ -14,8 +14,8 @@
 //           done.)
 // Late:     an agent that has not answered within kPatienceTicks, or cannot zap (locked memory):
 //           its mappings are write-protected from outside, which takes milliseconds per GiB. Such a
-//           guest does not know that it is frozen, though it has been told so (one whose channel is
-//           full ends the freeze): if it forks, nobody watches the child
+//           guest does not know that it is frozen, though it has been told so (unless its channel
+//           is full: it has been stopped for long): if it forks, nobody watches the child
 //           (Forked::kUnseen). A child that has been announced and does not come ends the freeze;
 //           so does a guest that is still in the kernel's MADV_REMOVE (Guest::punches).
 // Numbers:  each kFreeze has one of its own. An answer counts if it is to the last one that the
@@ -105,6 +105,8 @@ class Freezer {
   enum class Told : uint8_t { kYes, kNo };
 
   bool IsGone(const Guest& guest, const Region& region) const;
+  // Whether the guest is just removing memory of the file.
+  bool Punches(const Guest& guest, MmId mm) const;
   // The guest's regions of the file that can be written.
   std::vector<Region> RegionsOf(GuestId guest, MmId mm) const;
   std::vector<GuestId> MappersOf(MmId mm) const;

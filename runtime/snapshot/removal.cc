@@ -21,6 +21,9 @@ namespace {
 
 // Of one guest, which has a thread waiting for each. Arbitrary: each keeps a descriptor.
 constexpr uint32_t kMaxOpenRemovals = 128;
+// Pages that are copied in one turn of the loop; a block of hugetlb is one. Then the block is
+// looked at anew. Arbitrary.
+constexpr size_t kCopiedAtOnce = 32;
 
 // The first page from `page` on that has data, or none that matters.
 FilePage NextData(int file, FilePage page) {
@@ -31,17 +34,14 @@ FilePage NextData(int file, FilePage page) {
 }  // namespace
 
 struct Snapshots::Removal {
-  Removal(GuestSet* guests, GuestId guest) : guests(guests), guest(guest) {
-    ++guests->Find(guest)->open_removals;
+  explicit Removal(std::shared_ptr<uint32_t> open) : open_of_guest(std::move(open)) {
+    ++*open_of_guest;
   }
-  ~Removal() {
-    if (Guest* asker = guests->Find(guest)) --asker->open_removals;
-  }
+  ~Removal() { --*open_of_guest; }
   Removal(const Removal&) = delete;
   Removal& operator=(const Removal&) = delete;
 
-  GuestSet* guests;
-  GuestId guest;
+  const std::shared_ptr<uint32_t> open_of_guest;
   UniqueFd reply;
   std::vector<Region> parts;  // what is left; pages are taken off the front one
 };
@@ -52,9 +52,9 @@ void Snapshots::Remove(Guest& guest, Packet& packet) {
   if (ask.va % kPageSize != 0 || !FitsInGuest(begin, PagesFloor(ask.length))) {
     return Refuse(packet, EINVAL, "a bad range");
   }
-  if (guest.open_removals >= kMaxOpenRemovals) return Refuse(packet, EAGAIN, "too many at once");
+  if (*guest.open_removals >= kMaxOpenRemovals) return Refuse(packet, EAGAIN, "too many at once");
   const GuestAddr end = begin + PagesFloor(ask.length);
-  auto removal = std::make_shared<Removal>(guests_, guest.id);
+  auto removal = std::make_shared<Removal>(guest.open_removals);
   tables_->ForEachRegion(guest.id, [&](const Region& region) {
     Region part = region;
     part.va = std::max(region.va, begin);
@@ -90,8 +90,9 @@ void Snapshots::RemoveNext(const std::shared_ptr<Removal>& removal) {
   const FilePage end = std::min(part.file_end(), EndPageOf(BlockFloor(first)));
   const bool frozen = live_.Find(part.mm) != nullptr;
   std::vector<FilePage> shared;
-  for (FilePage page = first; frozen && page < end; page = page + PageCount(1)) {
-    if (blocks && !shared.empty()) break;
+  const size_t most = blocks ? 1 : kCopiedAtOnce;
+  for (FilePage page = first; frozen && page < end && shared.size() < most;
+       page = page + PageCount(1)) {
     // A hole stays what it is.
     if (!blocks) page = std::max(page, NextData(backing->file().get(), page));
     if (page >= end) break;

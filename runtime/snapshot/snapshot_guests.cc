@@ -221,7 +221,8 @@ std::optional<CowFork> Snapshots::OpenCowFork(const Guest& guest, const LiveFile
   const bool waits = file.state == LiveFile::State::kFreezing &&
                      std::ranges::find(file.waiting, guest.id) != file.waiting.end();
   for (const CowFork& fork : guest.cow_forks) {
-    if (waits && cow_.SourceOf(fork.snapshot) == file.mm) return fork;
+    const bool of_this = cow_.SourceOf(fork.snapshot) == file.mm && fork.freeze == file.freeze;
+    if (waits && of_this) return fork;
   }
   return std::nullopt;
 }

@@ -312,7 +312,7 @@ TEST_F(SnapshotsTest, OneProcessHasSoManyRemovalsOpen) {
     RunTurnsUntil([&] { return (done = AnswerOn(reply)).has_value(); });
     EXPECT_EQ(done->status, Status::kOk);
   }
-  EXPECT_EQ(window.guest->open_removals, 0u);
+  EXPECT_EQ(*window.guest->open_removals, 0u);
 }
 
 TEST_F(SnapshotsTest, AChildThatDoesNotComeEndsTheFreeze) {

@@ -10,9 +10,12 @@ namespace {
 // long is stopped, or its program holds the lock that it wants.
 constexpr uint32_t kPatienceTicks = 8;
 
-// Zaps that wait for one agent: beyond that it is late. Each is for a write that somebody waits
-// with, so that an honest one comes nowhere near it. Arbitrary.
+// Zaps that wait for one agent that answers none; and for one that answers. Beyond that it is late.
+// Each is for a write or a removal that somebody waits with: an honest one comes nowhere near it.
+// Arbitrary; each takes some 700 bytes.
 constexpr size_t kMaxQueuedZaps = 4096;
+constexpr size_t kMaxQueuedOfTheQuick = 65'536;
+constexpr uint32_t kQuickTicks = 2;
 
 }  // namespace
 
@@ -26,7 +29,8 @@ void ViewOrders::Send(const std::vector<Item>& items, Done done, const Each& eac
     if (guest == nullptr) continue;
     // A view that is lost must be told so, however late.
     const bool zaps = item.order.op == protocol::OrderOp::kZapPages;
-    if (zaps && orders_->QueuedFor(*guest) >= kMaxQueuedZaps) {
+    const bool quick = orders_->TicksWithoutProgress(*guest) < kQuickTicks;
+    if (zaps && orders_->QueuedFor(*guest) >= (quick ? kMaxQueuedOfTheQuick : kMaxQueuedZaps)) {
       group.end = End::kSomeLate;
       continue;
     }

@@ -18,7 +18,7 @@ namespace hostmm {
 
 class ViewOrders {
  public:
-  // kSomeLate: or could not do it.
+  // kSomeLate: or could not do it, or has too many orders to carry out.
   enum class End : uint8_t { kAllDone, kSomeLate };
   using Done = std::function<void(End)>;
   struct Item {

@@ -43,9 +43,15 @@ class ViewOrdersTest : public testing::Test {
 TEST_F(ViewOrdersTest, ZapsDoNotQueueWithoutEnd) {
   constexpr size_t kMany = 100'000;
   const size_t late = SendMany(protocol::OrderOp::kZapPages, kMany);
-  EXPECT_GT(late, kMany * 9 / 10);
+  EXPECT_GT(late, 0u);
   EXPECT_EQ(orders_.QueuedFor(*guest_), kMany - late);
-  EXPECT_GT(orders_.QueuedFor(*guest_), 1000u);
+}
+
+// A removal by many threads is that much.
+TEST_F(ViewOrdersTest, WhoAnswersMayHaveManyMoreThanWhoDoesNot) {
+  EXPECT_EQ(SendMany(protocol::OrderOp::kZapPages, 20'000), 0u);
+  for (int tick = 0; tick < 2; ++tick) orders_.Tick(guests_);
+  EXPECT_EQ(SendMany(protocol::OrderOp::kZapPages, 100), 100u);
 }
 
 // It would show live memory for ever.

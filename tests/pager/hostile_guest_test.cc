@@ -162,8 +162,9 @@ TEST_F(HostileGuestTest, RandomPacketsHarmNobody) {
 
 // As above, but nothing that ends the session, so that the tables see all of it.
 TEST_F(HostileGuestTest, RandomRangesLeaveSoundTables) {
-  constexpr Kind kKinds[] = {Kind::kCreate,  Kind::kMap,   Kind::kAdopt, Kind::kUnmap,
-                             Kind::kProtect, Kind::kPunch, Kind::kFlags, Kind::kMove};
+  constexpr Kind kKinds[] = {Kind::kCreate,  Kind::kMap,     Kind::kAdopt, Kind::kUnmap,
+                             Kind::kProtect, Kind::kPunch,   Kind::kFlags, Kind::kMove,
+                             Kind::kRemove,  Kind::kMayPunch};
   Assortment assortment;
   RawGuest guest(socket_path());
   ASSERT_TRUE(guest.Enter());
@@ -321,8 +322,9 @@ TEST_F(HostileGuestTest, DescriptorsThatNoPacketWantsAreClosed) {
   const int before = pager_.OpenDescriptors();
   const std::vector<int> three = {assortment.owned[0].get(), assortment.owned[2].get(),
                                   assortment.owned[4].get()};
-  for (const Kind kind : {Kind::kUnmap, Kind::kProtect, Kind::kPunch, Kind::kFlags, Kind::kMap,
-                          Kind::kMove, Kind::kCreate, Kind::kAdopt, Kind::kOrderDone}) {
+  for (const Kind kind :
+       {Kind::kUnmap, Kind::kProtect, Kind::kPunch, Kind::kFlags, Kind::kMap, Kind::kMove,
+        Kind::kCreate, Kind::kAdopt, Kind::kOrderDone, Kind::kMayPunch, Kind::kRemove}) {
     for (int i = 0; i < 50; ++i) ASSERT_TRUE(guest.SendPatiently(NewPacket(kind), three));
   }
   ASSERT_TRUE(guest.Ask(NewPacket(Kind::kMap)).has_value());  // all of them were worked off

@@ -212,9 +212,6 @@ HOSTMM_CASE(AdviceIsGivenAndTakenBack) {
   ForkWantsOneMoment(cow, "advised");
 }
 
-// A thread writes 1, 2, 3, ... to the first of many regions and then to the last one: a child that
-// has n in the last one has n or n + 1 in the first one. While another child lives: then nobody has
-// to be frozen anew.
 // More parts than hostmm keeps: the hole that would make one too many is refused, and none of them
 // is shared with a child.
 HOSTMM_CASE(ManyHoles) {
@@ -241,6 +238,9 @@ HOSTMM_CASE(ManyHoles) {
   Want(wrong == 0, "%d parts of the child are the parent's", static_cast<int>(wrong));
 }
 
+// A thread writes 1, 2, 3, ... to the first of many regions and then to the last one: a child that
+// has n in the last one has n or n + 1 in the first one. While another child lives: then nobody has
+// to be frozen anew.
 HOSTMM_CASE(SeveralRegionsAreOfOneMoment) {
   constexpr size_t kRegions = 14;
   constexpr int kForks = 100;

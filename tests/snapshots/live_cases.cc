@@ -2,11 +2,14 @@
 // forks, exec, and system calls that write into frozen memory.
 #include <fcntl.h>
 #include <liburing.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
 #include <array>
+#include <atomic>
+#include <cerrno>
 #include <chrono>
 #include <cstdlib>
 #include <memory>
@@ -192,6 +195,56 @@ HOSTMM_CASE(RemovedWhileItIsCopied) {
     for (size_t i = 1; i < kBlock; i += kPage) wrong += view.at()[i] != 0;
   }
   Want(wrong == 0, "%zu pages in %zu snapshots have what had been removed", wrong, kRounds);
+}
+
+// Somewhere in MADV_REMOVE, of whose end the pager has not heard: what the kernel takes away no
+// snapshot misses.
+HOSTMM_CASE(RemoverIsStopped) {
+  constexpr int kRounds = 8;
+  Live live;
+  auto* const over = SharedCounters<std::atomic<int>>();
+  Partner other;
+  int refused = 0;
+  int lost = 0;
+  for (int round = 0; round < kRounds; ++round) {
+    *over = 0;
+    other.Start([at = live.at(), bytes = live.bytes(), over] {
+      int failed = 0;
+      while (*over == 0) failed += hostmm_madvise(at, bytes, MADV_REMOVE) != 0 ? 1 : 0;
+      return failed;
+    });
+    std::this_thread::sleep_for(std::chrono::milliseconds(1 + round));
+    other.Stop();
+    const int handle = hostmm_snapshot(live.at());
+    const int error = errno;
+    other.Continue();
+    *over = 1;
+    MUST(other.Await() == 0 && (handle >= 0 || error == EAGAIN));
+    if (handle < 0) {
+      ++refused;
+      continue;
+    }
+    lost += hostmm_snapshot_info(handle, nullptr) != 0 ? 1 : 0;
+    close(handle);
+  }
+  Want(lost == 0 && refused > 0, "%d of %d were not taken, %d were lost", refused, kRounds, lost);
+}
+
+HOSTMM_CASE(RemovedAtTheLimitOfDescriptors) {
+  const Live live;
+  Stamp(live.at(), live.bytes(), 1);
+  Partner other;
+  const int64_t removed = other.Do([at = live.at(), bytes = live.bytes()] {
+    rlimit limit = {};
+    MUST(getrlimit(RLIMIT_NOFILE, &limit) == 0);
+    const rlimit none = {0, limit.rlim_max};
+    MUST(setrlimit(RLIMIT_NOFILE, &none) == 0);
+    const int result = hostmm_madvise(at, bytes, MADV_REMOVE);
+    MUST(setrlimit(RLIMIT_NOFILE, &limit) == 0);
+    return result;
+  });
+  Want(removed == 0 && IsZero(live.at(), live.bytes()), "it is removed");
+  Want(other.Do([at = live.at()] { return hostmm_snapshot(at); }) >= 0, "and stays with hostmm");
 }
 
 HOSTMM_CASE(DroppedWhileFrozen) {
