@@ -3,7 +3,9 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <array>
 #include <cerrno>
+#include <chrono>
 #include <cstdint>
 #include <vector>
 
@@ -112,6 +114,26 @@ HOSTMM_CASE(NotAttached) {
   Want(other.Do([handle] { return hostmm_snapshot_info(handle, nullptr); }) == 0,
        "a handle can be asked without an attachment");
   Want(snapshot.Condition() == "ok", "who has left and mapped nothing harms nobody");
+}
+
+// It unmaps the region and leaves before the pager has heard of either: the views of others, which
+// it would wait 10 s for, are no business of its.
+HOSTMM_CASE(LeavingTakesNoTime) {
+  if (TheKind() == Kind::kPlain) return Skip("hostmm_close does not end what `hostmm run` began");
+  Live live;
+  std::array<Partner, 12> others;
+  const Snapshot snapshot(live.at());
+  const View view(snapshot);
+  const auto start = std::chrono::steady_clock::now();
+  for (Partner& other : others) {
+    other.Do([at = live.at(), bytes = live.bytes()] {
+      MUST(hostmm_munmap(at, bytes) == 0 && hostmm_close() == 0);
+      return 0;
+    });
+  }
+  const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
+  Want(took.count() < 5, "twelve processes have left after %.2f s", took.count());
+  Want(snapshot.Condition() == "ok", "it is whole");
 }
 
 // More snapshots than descriptors at once; when they are closed, all is as before.
