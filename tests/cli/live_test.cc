@@ -52,7 +52,12 @@ TEST_F(LiveTest, GuestIsSeenWhileItLivesAndLeavesNoTrace) {
   EXPECT_THAT(dump, HasSubstr("\n" + address + "-")) << "the region is where the guest has it";
   EXPECT_THAT(dump, HasSubstr(" rw-- 00000000 "));
   EXPECT_THAT(dump, HasSubstr(" page-tables "));
-  const std::string stats = hostmm_.Run({"stats", "--json", "--pager", Socket()}).out;
+  // A thread goes on before the pager has entered what it has been given.
+  std::string stats;
+  EXPECT_TRUE(Eventually([&] {
+    stats = hostmm_.Run({"stats", "--json", "--pager", Socket()}).out;
+    return stats.find("\"outstanding_faults\":0") != std::string::npos;
+  }));
   std::smatch populated;
   ASSERT_TRUE(std::regex_search(stats, populated, std::regex("\"populated_bytes\":([0-9]+)")))
       << stats;
