@@ -23,9 +23,8 @@ void ViewOrders::Send(const std::vector<Item>& items, Done done, const Each& eac
   const uint64_t number = next_++;
   Group& group = groups_[number];
   group.done = std::move(done);
-  std::vector<const Item*> sent;
   for (const Item& item : items) {
-    const Guest* guest = guests_->Find(item.guest);
+    Guest* guest = guests_->Find(item.guest);
     if (guest == nullptr) continue;
     // A view that is lost must be told so, however late.
     const bool zaps = item.order.op == protocol::OrderOp::kZapPages;
@@ -35,17 +34,12 @@ void ViewOrders::Send(const std::vector<Item>& items, Done done, const Each& eac
       continue;
     }
     group.waiting.push_back(item.guest);
-    sent.push_back(&item);
-  }
-  for (const Item* next : sent) {
-    const Item& item = *next;
-    Guest* guest = guests_->Find(item.guest);
-    if (guest == nullptr) continue;
-    const auto answered = [this, number, each, id = item.guest](const protocol::Message& answer) {
-      if (each) each(id);
-      OnAnswer(number, id, answer.status);
-    };
-    orders_->Queue(*guest, item.order, answered);
+    // The answer comes later: never from here.
+    orders_->Queue(*guest, item.order,
+                   [this, number, each, id = item.guest](const protocol::Message& answer) {
+                     if (each) each(id);
+                     OnAnswer(number, id, answer.status);
+                   });
   }
   EndIfLast(number);
 }
