@@ -106,9 +106,16 @@ class CowTablesTest : public testing::Test {
   bool IsShared(uint64_t page) { return cow().IsShared(file_, FilePage(page)); }
   Runs Changes(MmId earlier, MmId later) {
     Runs runs;
-    cow().ForEachChange(earlier, later, [&](FilePage first, PageCount count) {
-      runs.push_back({first.value(), count.value()});
-    });
+    FilePage from(0);
+    while (const auto next = cow().NextChange(earlier, later, from)) {
+      from = next->first + next->count;
+      // One table tells no more than its own part of a run.
+      if (!runs.empty() && runs.back().first + runs.back().second == next->first.value()) {
+        runs.back().second += next->count.value();
+      } else {
+        runs.push_back({next->first.value(), next->count.value()});
+      }
+    }
     return runs;
   }
 

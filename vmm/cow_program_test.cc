@@ -335,9 +335,13 @@ class World {
   }
   void CheckChanges(const Snapshot& from, MmId later, const std::vector<uint64_t>& to) {
     std::vector<bool> changed(to.size());
-    cow_.ForEachChange(from.id, later, [&](FilePage first, PageCount count) {
-      for (uint64_t i = 0; i < count.value(); ++i) changed[first.value() + i] = true;
-    });
+    FilePage at(0);
+    while (const auto run = cow_.NextChange(from.id, later, at)) {
+      at = run->first + run->count;
+      for (FilePage page = run->first; page < at; page = page + PageCount(1)) {
+        changed[page.value()] = true;
+      }
+    }
     for (uint64_t page = 0; page < to.size(); ++page) {
       const bool differs = page >= from.seen.size() || from.seen[page] != to[page];
       if (changed[page] != differs) return Complain("changes differ at " + std::to_string(page));

@@ -188,20 +188,6 @@ std::optional<CowTables::Run> CowTables::NextChange(MmId earlier, MmId later, Fi
   return from < end ? std::optional<Run>({from, end - from}) : std::nullopt;
 }
 
-std::vector<CowTables::Run> CowTables::Changes(MmId earlier, MmId later) const {
-  std::vector<Run> runs;
-  FilePage from(0);
-  while (const std::optional<Run> next = NextChange(earlier, later, from)) {
-    from = next->first + next->count;
-    if (!runs.empty() && runs.back().first + runs.back().count == next->first) {
-      runs.back().count = runs.back().count + next->count;
-    } else {
-      runs.push_back(*next);
-    }
-  }
-  return runs;
-}
-
 void CowTables::Lose(MmId snapshot, ReleasedMms* released) {
   if (FindSnapshot(snapshot) == nullptr) return;
   Released gone;

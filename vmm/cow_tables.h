@@ -79,12 +79,6 @@ class CowTables {
   // few tables' time, whatever the size of the file.
   std::optional<Run> NextChange(MmId earlier, MmId later, FilePage from) const;
 
-  // `fn(FilePage first, PageCount count)`, by page, for all of them.
-  template <class Fn>
-  void ForEachChange(MmId earlier, MmId later, Fn fn) const {
-    for (const Run& run : Changes(earlier, later)) fn(run.first, run.count);
-  }
-
   // The snapshot cannot be kept (no frame or table for a first write): its frames go, writes need
   // not care for it any more, and faults in its views are denied with cause kLostSnapshot. Regions
   // and pins keep its id alive. Nothing if it is none or lost already.
@@ -94,7 +88,6 @@ class CowTables {
   const Segment& segment() const { return tables_.segment(); }
   // nullptr: not alive, no snapshot, or lost.
   const MmRecord* FindSnapshot(MmId id) const;
-  std::vector<Run> Changes(MmId earlier, MmId later) const;
 
   HostTables& tables_;
 };
